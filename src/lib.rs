@@ -1,0 +1,2 @@
+//! Encrypted column types for PostgreSQL.
+pgrx::pg_module_magic!();

@@ -1,0 +1,1 @@
+//! Tests of the installed extension; see the files beside this one.

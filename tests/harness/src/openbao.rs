@@ -1,0 +1,1 @@
+//! OpenBao servers (the Vault API).
