@@ -1,2 +1,37 @@
-//! Encrypted column types for PostgreSQL.
-pgrx::pg_module_magic!();
+//! `encryption_ext`: encrypted column types for PostgreSQL.
+//!
+//! This crate is what must be linked to the server. ARCHITECTURE.md draws a value's way through
+//! it; the value format and the cipher are in the crate `envelope`, keys in memory and the
+//! providers that they come from in the crate `keyring`.
+
+mod access;
+mod catalog;
+mod ddl;
+mod errors;
+mod fmgr;
+mod functions;
+mod keys;
+mod operators;
+mod providers;
+mod session;
+mod settings;
+mod types;
+mod value;
+mod varlena;
+
+pgrx::pg_module_magic!(name, version);
+
+/// Called by PostgreSQL when it loads the library: in the postmaster if it is preloaded, or in the
+/// first session that needs it. No key is touched here.
+#[unsafe(no_mangle)]
+extern "C-unwind" fn _PG_init() {
+    // SAFETY: PostgreSQL calls, and this frame holds nothing with a destructor.
+    unsafe {
+        fmgr::run_callback(|| {
+            settings::define();
+            catalog::invalidation::register();
+            session::register();
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,271 @@
+//! The extension's tables in schema `encryption`: what keys and versions exist, and who may use
+//! them.
+//!
+//! They are read here, by system-table scans, and written by the functions in `functions/`, by
+//! SQL. A change reaches every session through `invalidation`.
+
+pub(crate) mod invalidation;
+mod scan;
+pub(crate) mod write;
+
+use envelope::{KeyId, KeyName, KeyVersion};
+use keyring::version::{CheckValue, Keyspace};
+use pgrx::pg_sys;
+
+use crate::errors::Error;
+use scan::{Row, scan};
+
+/// The schema of the extension's tables.
+pub(crate) const SCHEMA: &std::ffi::CStr = c"encryption";
+
+/// The name of the database key.
+pub(crate) const DATABASE_KEY: &str = "database";
+
+/// A key as the catalog has it.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: KeyName,
+    pub(crate) owner: pg_sys::Oid,
+    /// In ascending order of their numbers.
+    pub(crate) versions: Vec<Version>,
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// A version of a key as the catalog has it.
+#[derive(Debug)]
+pub(crate) struct Version {
+    pub(crate) number: KeyVersion,
+    pub(crate) state: State,
+    pub(crate) provider: String,
+    pub(crate) reference: String,
+    pub(crate) wrapped: Option<Vec<u8>>,
+    pub(crate) check_value: CheckValue,
+    pub(crate) keyspace: Keyspace,
+}
+
+/// What a version may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing yet: it is made first and reaches every node before it is used.
+    Pending,
+    /// Encrypting and decrypting. At most one version of a key is.
+    Active,
+    /// Decrypting.
+    Deprecated,
+    /// Nothing, until it is enabled again.
+    Disabled,
+    /// Nothing, for good.
+    Destroyed,
+}
+
+/// A role's privilege on a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    /// `InvalidOid` is PUBLIC.
+    pub(crate) grantee: pg_sys::Oid,
+    pub(crate) privilege: Privilege,
+}
+
+/// What a role may do with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Privilege {
+    /// Turn plaintexts into values.
+    Encrypt,
+    /// Learn whether two values have equal plaintexts.
+    Compare,
+    /// Turn values into plaintexts. Includes `Compare`.
+    Decrypt,
+}
+
+impl Key {
+    /// The version with this number.
+    pub(crate) fn version(&self, number: KeyVersion) -> Option<&Version> {
+        self.versions.iter().find(|version| version.number == number)
+    }
+
+    /// The version that encrypts.
+    pub(crate) fn active_version(&self) -> Option<&Version> {
+        self.versions.iter().find(|version| version.state == State::Active)
+    }
+
+    /// The greatest version number there ever was.
+    pub(crate) fn newest_number(&self) -> Option<KeyVersion> {
+        self.versions.last().map(|version| version.number)
+    }
+
+    /// Whether it is the database key.
+    pub(crate) fn is_database_key(&self) -> bool {
+        self.name.as_str() == DATABASE_KEY
+    }
+}
+
+impl State {
+    fn parse(state: &str) -> Result<Self, Error> {
+        [Self::Pending, Self::Active, Self::Deprecated, Self::Disabled, Self::Destroyed]
+            .into_iter()
+            .find(|each| each.name() == state)
+            .ok_or_else(|| damaged(format!("unknown version state {state:?}")))
+    }
+
+    /// The state's name in the catalog.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Deprecated => "deprecated",
+            Self::Disabled => "disabled",
+            Self::Destroyed => "destroyed",
+        }
+    }
+
+    /// Whether values under the version may be decrypted.
+    pub(crate) fn decrypts(self) -> bool {
+        matches!(self, Self::Active | Self::Deprecated)
+    }
+}
+
+impl Privilege {
+    /// Every privilege.
+    pub(crate) const ALL: [Self; 3] = [Self::Encrypt, Self::Compare, Self::Decrypt];
+
+    /// The privilege's name in `enc_grant` and in the catalog.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Compare => "compare",
+            Self::Decrypt => "decrypt",
+        }
+    }
+
+    /// The privilege with this name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub(crate) fn parse(name: &str) -> Result<Self, Error> {
+        Self::ALL
+            .into_iter()
+            .find(|privilege| privilege.name() == name)
+            .ok_or_else(|| Error::PrivilegeUnknown { privilege: name.to_owned() })
+    }
+
+    /// Whether who has this privilege also has `other`.
+    pub(crate) fn includes(self, other: Self) -> bool {
+        self == other || (self == Self::Decrypt && other == Self::Compare)
+    }
+}
+
+/// Reads the key with this id, or `None` if there is none.
+///
+/// # Errors
+///
+/// If the catalog is missing or damaged.
+pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
+    let mut key = None;
+    scan(c"key", c"key_pkey", Some(id), |row| {
+        let name = row.text(KEY_NAME)?;
+        let name = KeyName::parse(&name)
+            .map_err(|why| damaged(format!("key name {name:?} is invalid because {why}")))?;
+        if name.id() != id {
+            return Err(damaged(format!("key \"{name}\" does not have the id of its name")));
+        }
+        key = Some((name, row.oid(KEY_OWNER)?));
+        Ok(())
+    })?;
+    let Some((name, owner)) = key else { return Ok(None) };
+    Ok(Some(Key { versions: read_versions(id)?, grants: read_grants(id)?, name, owner }))
+}
+
+// Attribute numbers of the tables in sql/, counted from 1.
+const KEY_NAME: usize = 2;
+const KEY_OWNER: usize = 3;
+
+const VERSION_NUMBER: usize = 2;
+const VERSION_STATE: usize = 3;
+const VERSION_PROVIDER: usize = 4;
+const VERSION_REFERENCE: usize = 5;
+const VERSION_WRAPPED: usize = 6;
+const VERSION_CHECK_VALUE: usize = 7;
+const VERSION_KEYSPACE: usize = 8;
+
+const GRANT_GRANTEE: usize = 2;
+const GRANT_PRIVILEGE: usize = 3;
+
+const KEYSPACE_ID: usize = 2;
+
+fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
+    let mut versions = Vec::new();
+    scan(c"key_version", c"key_version_pkey", Some(id), |row| {
+        versions.push(read_version(row)?);
+        Ok(())
+    })?;
+    versions.sort_by_key(|version| version.number);
+    Ok(versions)
+}
+
+fn read_version(row: &Row) -> Result<Version, Error> {
+    let number = u32::try_from(row.int4(VERSION_NUMBER)?)
+        .ok()
+        .and_then(KeyVersion::new)
+        .ok_or_else(|| damaged("a version's number is not positive"))?;
+    let check_value = row
+        .bytes(VERSION_CHECK_VALUE)?
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| damaged("a key check value does not have 16 bytes"))?;
+    Ok(Version {
+        number,
+        state: State::parse(&row.text(VERSION_STATE)?)?,
+        provider: row.text(VERSION_PROVIDER)?,
+        reference: row.text(VERSION_REFERENCE)?,
+        wrapped: row.bytes(VERSION_WRAPPED)?.map(<[u8]>::to_vec),
+        check_value: CheckValue::from_bytes(check_value),
+        keyspace: Keyspace(row.uuid(VERSION_KEYSPACE)?),
+    })
+}
+
+fn read_grants(id: KeyId) -> Result<Vec<Grant>, Error> {
+    let mut grants = Vec::new();
+    scan(c"key_grant", c"key_grant_pkey", Some(id), |row| {
+        let privilege = row.text(GRANT_PRIVILEGE)?;
+        grants.push(Grant {
+            grantee: row.oid(GRANT_GRANTEE)?,
+            privilege: Privilege::parse(&privilege)
+                .map_err(|_| damaged(format!("unknown privilege {privilege:?}")))?,
+        });
+        Ok(())
+    })?;
+    Ok(grants)
+}
+
+/// Reads the keyspace of this database.
+///
+/// # Errors
+///
+/// If the catalog is missing or damaged.
+pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
+    let mut keyspace = None;
+    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+        keyspace = Some(Keyspace(row.uuid(KEYSPACE_ID)?));
+        Ok(())
+    })?;
+    keyspace.ok_or_else(|| damaged("table encryption.keyspace is empty"))
+}
+
+/// Whether any version that isn't destroyed comes from the provider with this name.
+///
+/// # Errors
+///
+/// If the catalog is missing or damaged.
+pub(crate) fn uses_provider(provider: &str) -> Result<bool, Error> {
+    let mut uses = false;
+    scan(c"key_version", c"", None, |row| {
+        uses |= row.text(VERSION_PROVIDER)? == provider
+            && State::parse(&row.text(VERSION_STATE)?)? != State::Destroyed;
+        Ok(())
+    })?;
+    Ok(uses)
+}
+
+fn damaged(what: impl Into<String>) -> Error {
+    Error::CatalogDamaged { what: what.into() }
+}

@@ -1,0 +1,148 @@
+//! Scans of the extension's tables with the catalog snapshot (`src/backend/access/index/genam.c`).
+//!
+//! Not SPI: input, output and type modifier functions run with the rights, the search path and the
+//! snapshot of whoever calls them, and a REPEATABLE READ snapshot would keep showing an old row.
+//! The catalog snapshot is taken anew for each scan of a table that has no syscache.
+
+use std::ffi::CStr;
+
+use envelope::KeyId;
+use pgrx::pg_sys;
+
+use super::{SCHEMA, damaged, invalidation};
+use crate::errors::Error;
+use crate::varlena::Varlena;
+
+/// Calls `each` with every row of `table` whose first column is `id`, or with every row.
+///
+/// # Errors
+///
+/// If the table is missing, or what `each` returns.
+pub(super) fn scan(
+    table: &CStr,
+    index: &CStr,
+    id: Option<KeyId>,
+    mut each: impl FnMut(&Row) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (table_oid, index_oid) = find(table, index)?;
+    invalidation::watch(table_oid);
+
+    let mut scan_key = pg_sys::ScanKeyData::default();
+    let mut scan_key_count = 0;
+    if let Some(id) = id {
+        let id = pg_sys::Datum::from(id.get() as i32);
+        // SAFETY: the first column of the tables that are scanned by key id is an integer.
+        unsafe {
+            pg_sys::ScanKeyInit(
+                &raw mut scan_key,
+                1,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::F_INT4EQ.into(),
+                id,
+            );
+        }
+        scan_key_count = 1;
+    }
+
+    // SAFETY: table and index exist (an error is raised otherwise); a null snapshot asks for the
+    // catalog snapshot; what is opened is closed, by PostgreSQL's resource owner if an error
+    // passes over this frame.
+    unsafe {
+        let relation = pg_sys::table_open(table_oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            index_oid,
+            index_oid != pg_sys::InvalidOid,
+            std::ptr::null_mut(),
+            scan_key_count,
+            &raw mut scan_key,
+        );
+        let result = loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break Ok(());
+            }
+            if let Err(error) = each(&Row::deform(tuple, (*relation).rd_att)) {
+                break Err(error);
+            }
+        };
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        result
+    }
+}
+
+/// The object ids of a table of the extension's and of its index (`InvalidOid` if it has gone:
+/// the scan then reads the whole table).
+fn find(table: &CStr, index: &CStr) -> Result<(pg_sys::Oid, pg_sys::Oid), Error> {
+    // SAFETY: the names are NUL-terminated; look-ups in system caches.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        let table_oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
+        if schema == pg_sys::InvalidOid || table_oid == pg_sys::InvalidOid {
+            let table = table.to_string_lossy();
+            return Err(damaged(format!("table encryption.{table} does not exist")));
+        }
+        Ok((table_oid, pg_sys::get_relname_relid(index.as_ptr(), schema)))
+    }
+}
+
+/// The column values of a row, valid until the scan's next step.
+pub(super) struct Row {
+    values: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
+}
+
+impl Row {
+    /// # Safety
+    ///
+    /// `tuple` is a row of the table that `description` describes, and outlives what is returned.
+    unsafe fn deform(tuple: pg_sys::HeapTuple, description: pg_sys::TupleDesc) -> Self {
+        // SAFETY: the caller's promise; the arrays have room for every attribute.
+        unsafe {
+            let columns = usize::try_from((*description).natts).unwrap_or(0);
+            let mut values = vec![pg_sys::Datum::from(0usize); columns];
+            let mut nulls = vec![true; columns];
+            pg_sys::heap_deform_tuple(tuple, description, values.as_mut_ptr(), nulls.as_mut_ptr());
+            Self { values, nulls }
+        }
+    }
+
+    /// The value of column `number`, counted from 1, if it isn't null.
+    fn nullable(&self, number: usize) -> Result<Option<pg_sys::Datum>, Error> {
+        let value = *self
+            .values
+            .get(number - 1)
+            .ok_or_else(|| damaged("a table has fewer columns than this library expects"))?;
+        Ok((!self.nulls[number - 1]).then_some(value))
+    }
+
+    fn datum(&self, number: usize) -> Result<pg_sys::Datum, Error> {
+        self.nullable(number)?.ok_or_else(|| damaged(format!("column {number} is null")))
+    }
+
+    pub(super) fn int4(&self, number: usize) -> Result<i32, Error> {
+        Ok(self.datum(number)?.value() as i32)
+    }
+
+    pub(super) fn oid(&self, number: usize) -> Result<pg_sys::Oid, Error> {
+        Ok(pg_sys::Oid::from(self.datum(number)?.value() as u32))
+    }
+
+    pub(super) fn bytes(&self, number: usize) -> Result<Option<&[u8]>, Error> {
+        // SAFETY: the columns read so are of variable-length types.
+        Ok(self.nullable(number)?.map(|datum| unsafe { Varlena::detoast(datum) }.bytes()))
+    }
+
+    pub(super) fn text(&self, number: usize) -> Result<String, Error> {
+        let bytes =
+            self.bytes(number)?.ok_or_else(|| damaged(format!("column {number} is null")))?;
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    pub(super) fn uuid(&self, number: usize) -> Result<[u8; 16], Error> {
+        let datum = self.datum(number)?;
+        // SAFETY: the columns read so are of type uuid, which is 16 bytes passed by reference.
+        Ok(unsafe { datum.cast_mut_ptr::<[u8; 16]>().read() })
+    }
+}

@@ -1,0 +1,275 @@
+//! Changing the extension's tables: with the rights of their owner, by SQL, so that their
+//! constraints and triggers apply.
+
+use std::ffi::CStr;
+
+use envelope::{KeyName, KeyVersion};
+use keyring::version::{CheckValue, Keyspace};
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiClient};
+
+use super::{DATABASE_KEY, Privilege, SCHEMA, State, damaged};
+use crate::access;
+use crate::errors::Error;
+
+/// A version that is to be written to the catalog.
+pub(crate) struct NewVersion {
+    pub(crate) number: KeyVersion,
+    pub(crate) provider: String,
+    pub(crate) reference: String,
+    pub(crate) wrapped: Option<Vec<u8>>,
+    pub(crate) check_value: CheckValue,
+    pub(crate) keyspace: Keyspace,
+}
+
+/// A connection to the server's SQL with the rights of the tables' owner, on behalf of a caller.
+pub(crate) struct Writer<'a, 'conn> {
+    client: &'a mut SpiClient<'conn>,
+    caller: pg_sys::Oid,
+}
+
+impl Writer<'_, '_> {
+    /// Makes those who change keys wait for each other, until the transaction ends.
+    pub(crate) fn lock(&mut self) -> Result<(), Error> {
+        self.run("LOCK TABLE encryption.key IN SHARE ROW EXCLUSIVE MODE", &[])?;
+        Ok(())
+    }
+
+    /// A key, owned by the caller; the database key, which everyone uses, by the tables' owner.
+    pub(crate) fn insert_key(&mut self, name: &KeyName) -> Result<(), Error> {
+        let owner = match name.as_str() {
+            DATABASE_KEY => access::current_user(),
+            _ => self.caller,
+        };
+        self.run(
+            "INSERT INTO encryption.key (key_id, name, owner) VALUES ($1, $2, $3)",
+            &[id(name), name.as_str().into(), owner.into()],
+        )?;
+        Ok(())
+    }
+
+    /// A version of a key, made by the caller.
+    pub(crate) fn insert_version(
+        &mut self,
+        name: &KeyName,
+        version: &NewVersion,
+        state: State,
+    ) -> Result<(), Error> {
+        let NewVersion { number, provider, reference, wrapped, check_value, keyspace } = version;
+        let caller = self.caller;
+        self.run(
+            "INSERT INTO encryption.key_version
+                (key_id, version, state, provider, reference, wrapped, check_value, keyspace,
+                 created_by, activated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,
+                     CASE WHEN $3 <> 'pending' THEN now() END)",
+            &[
+                id(name),
+                number_of(*number),
+                state.name().into(),
+                provider.as_str().into(),
+                reference.as_str().into(),
+                wrapped.clone().into(),
+                check_value.as_bytes().to_vec().into(),
+                pgrx::Uuid::from_bytes(keyspace.0).into(),
+                caller.into(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Makes a version the active one; the one that was, deprecated.
+    pub(crate) fn activate(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        self.run(
+            "UPDATE encryption.key_version SET state = 'deprecated', deprecated_at = now()
+              WHERE key_id = $1 AND state = 'active'",
+            &[id(name)],
+        )?;
+        self.update_version(
+            "UPDATE encryption.key_version
+                SET state = 'active', activated_at = now(), deprecated_at = NULL
+              WHERE key_id = $1 AND version = $2",
+            name,
+            version,
+        )
+    }
+
+    /// Lets a disabled version do again what it did last, encrypting excepted.
+    pub(crate) fn enable(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        self.update_version(
+            "UPDATE encryption.key_version
+                SET state = CASE WHEN activated_at IS NULL THEN 'pending' ELSE 'deprecated' END
+              WHERE key_id = $1 AND version = $2",
+            name,
+            version,
+        )
+    }
+
+    /// Lets a version do nothing until it is enabled.
+    pub(crate) fn disable(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        self.update_version(
+            "UPDATE encryption.key_version SET state = 'disabled'
+              WHERE key_id = $1 AND version = $2",
+            name,
+            version,
+        )
+    }
+
+    fn update_version(
+        &mut self,
+        sql: &str,
+        name: &KeyName,
+        version: KeyVersion,
+    ) -> Result<(), Error> {
+        // A REPEATABLE READ transaction may not see what the catalog's readers see.
+        match self.run(sql, &[id(name), number_of(version)])? {
+            1 => Ok(()),
+            _ => Err(Error::KeyChangedMeanwhile { key: name.clone() }),
+        }
+    }
+
+    /// Gives a role (`InvalidOid`: PUBLIC) a privilege on a key, if it hasn't got it.
+    pub(crate) fn insert_grant(
+        &mut self,
+        name: &KeyName,
+        grantee: pg_sys::Oid,
+        privilege: Privilege,
+    ) -> Result<(), Error> {
+        let caller = self.caller;
+        self.run(
+            "INSERT INTO encryption.key_grant (key_id, grantee, privilege, granted_by)
+             VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+            &[id(name), grantee.into(), privilege.name().into(), caller.into()],
+        )?;
+        Ok(())
+    }
+
+    /// Takes a privilege on a key from a role, if it has it.
+    pub(crate) fn delete_grant(
+        &mut self,
+        name: &KeyName,
+        grantee: pg_sys::Oid,
+        privilege: Privilege,
+    ) -> Result<(), Error> {
+        self.run(
+            "DELETE FROM encryption.key_grant
+              WHERE key_id = $1 AND grantee = $2::pg_catalog.oid AND privilege = $3",
+            &[id(name), grantee.into(), privilege.name().into()],
+        )?;
+        Ok(())
+    }
+
+    /// An entry in the lifecycle log.
+    pub(crate) fn log(
+        &mut self,
+        action: &str,
+        name: &KeyName,
+        version: Option<KeyVersion>,
+        detail: Option<&str>,
+    ) -> Result<(), Error> {
+        let caller = self.caller;
+        self.run(
+            "INSERT INTO encryption.key_event
+                (action, key_name, version, detail, role_name, session_role_name)
+             VALUES ($1, $2, $3, $4, pg_catalog.pg_get_userbyid($5), session_user)",
+            &[
+                action.into(),
+                name.as_str().into(),
+                version.map(|version| version.get() as i32).into(),
+                detail.into(),
+                caller.into(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Runs a statement that names everything with its schema; returns the number of rows.
+    fn run(&mut self, sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize, Error> {
+        self.client
+            .update(sql, None, arguments)
+            .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?;
+        // SAFETY: SPI has just executed a statement and set its number of rows.
+        Ok(usize::try_from(unsafe { pg_sys::SPI_processed }).unwrap_or(usize::MAX))
+    }
+}
+
+fn id(name: &KeyName) -> DatumWithOid<'static> {
+    (name.id().get() as i32).into()
+}
+
+fn number_of(version: KeyVersion) -> DatumWithOid<'static> {
+    (version.get() as i32).into()
+}
+
+/// Calls `body` with the rights of the owner of the extension's tables. The caller has checked
+/// what the current user may do.
+///
+/// # Errors
+///
+/// What `body` returns.
+pub(crate) fn as_owner<T>(
+    body: impl FnOnce(&mut Writer<'_, '_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let caller = access::current_user();
+    let _rights = OwnersRights::take()?;
+    Spi::connect_mut(|client| body(&mut Writer { client, caller }))
+}
+
+/// Whether a statement that changes the catalog is allowed now; asked before a provider is, so that
+/// no key is made there in vain.
+pub(crate) fn refuse_if_read_only(command: &'static CStr) {
+    // SAFETY: the command's name is a constant; raises an error on a standby, in a read-only
+    // transaction and in a parallel operation.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(command.as_ptr());
+        pg_sys::PreventCommandIfParallelMode(command.as_ptr());
+    }
+}
+
+/// The rights of the tables' owner, given back when dropped; PostgreSQL itself gives them back
+/// when it aborts the transaction or the subtransaction.
+struct OwnersRights {
+    user: pg_sys::Oid,
+    context: i32,
+}
+
+impl OwnersRights {
+    fn take() -> Result<Self, Error> {
+        let owner = owner_of_tables()?;
+        let mut user = pg_sys::InvalidOid;
+        let mut context = 0;
+        // SAFETY: reads and sets the current user as fmgr_security_definer does for a function
+        // that is SECURITY DEFINER.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+            let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
+            pg_sys::SetUserIdAndSecContext(owner, context | local);
+        }
+        Ok(Self { user, context })
+    }
+}
+
+impl Drop for OwnersRights {
+    fn drop(&mut self) {
+        // SAFETY: what was the current user before. Where an error unwinds through here this only
+        // comes a little before PostgreSQL's own reset.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+    }
+}
+
+fn owner_of_tables() -> Result<pg_sys::Oid, Error> {
+    // SAFETY: the names are NUL-terminated; the relation is closed again.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        let table = pg_sys::get_relname_relid(c"key".as_ptr(), schema);
+        if table == pg_sys::InvalidOid {
+            return Err(damaged("table encryption.key does not exist"));
+        }
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::table_open(table, lock);
+        let owner = (*(*relation).rd_rel).relowner;
+        pg_sys::table_close(relation, lock);
+        Ok(owner)
+    }
+}

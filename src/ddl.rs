@@ -1,0 +1,127 @@
+//! The event trigger that refuses what would leak or break: so far, columns that name no key.
+//!
+//! It looks at what the command left in the system catalogs and not at its text, so it doesn't
+//! matter which command, default or inheritance made a column.
+
+use pgrx::pg_sys;
+use pgrx::spi::Spi;
+
+use crate::errors::Error;
+use crate::fmgr::sql_function;
+use crate::{session, settings};
+
+/// The columns without a type modifier, of the relations and types that the command reports, whose
+/// type is one of ours, an array of it, or a domain over either. Views are no columns: they store
+/// nothing. A domain's own modifier counts for the columns that have the domain's type.
+const COLUMNS_WITHOUT_KEY: &str = "
+WITH RECURSIVE encrypted AS (
+    SELECT base.oid, base.typname::text AS name
+      FROM pg_catalog.pg_type base
+      JOIN pg_catalog.pg_extension extension ON extension.extnamespace = base.typnamespace
+     WHERE extension.extname = 'encryption_ext'
+       AND base.typname IN ('encrypted_text', 'encrypted_bytea')
+  UNION ALL
+    SELECT derived.oid, encrypted.name
+      FROM encrypted
+      JOIN pg_catalog.pg_type derived
+        ON derived.typelem = encrypted.oid AND derived.typcategory = 'A'
+        OR derived.typbasetype = encrypted.oid AND derived.typtypmod = -1
+)
+SELECT relation.relname::text, attribute.attname::text, encrypted.name,
+       relation.oid::pg_catalog.regclass::text, relation.relkind IN ('r', 'p'),
+       pg_catalog.format_type(attribute.atttypid, -1)
+  FROM pg_catalog.pg_event_trigger_ddl_commands() command
+  JOIN pg_catalog.pg_class relation
+    ON command.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND command.objid = relation.oid
+    OR command.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+       AND command.objid = relation.reltype
+  JOIN pg_catalog.pg_attribute attribute ON attribute.attrelid = relation.oid
+  JOIN encrypted ON encrypted.oid = attribute.atttypid
+ WHERE relation.relkind IN ('r', 'p', 'f', 'm', 'c')
+   AND attribute.attnum > 0 AND NOT attribute.attisdropped AND attribute.atttypmod = -1
+UNION
+SELECT domain.typname::text, 'VALUE', encrypted.name, NULL, false, NULL
+  FROM pg_catalog.pg_event_trigger_ddl_commands() command
+  JOIN pg_catalog.pg_type domain ON domain.oid = command.objid
+  JOIN encrypted ON encrypted.oid = domain.typbasetype
+ WHERE command.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+   AND domain.typtype = 'd' AND domain.typtypmod = -1
+ ORDER BY 1, 2";
+
+/// A column, or a domain, that names no key.
+struct Column {
+    relation: String,
+    name: String,
+    type_name: String,
+    /// The table, and the column's type without a modifier, in SQL; if its type can be changed.
+    alterable: Option<(String, String)>,
+}
+
+sql_function! {
+    /// `encryption.check_ddl() RETURNS event_trigger`, on `ddl_command_end`.
+    fn encryption_check_ddl(call) {
+        // SAFETY: the context of the call, if any, is a node.
+        let is_event_trigger = unsafe {
+            let context = (*call.fcinfo()).context;
+            !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_EventTriggerData
+        };
+        if !is_event_trigger {
+            return Err(Error::Internal { what: "check_ddl is not called as an event trigger" });
+        }
+        for column in columns_without_key()? {
+            give_key(column)?;
+        }
+        Ok(call.null())
+    }
+}
+
+fn columns_without_key() -> Result<Vec<Column>, Error> {
+    Spi::connect(|client| {
+        let mut columns = Vec::new();
+        for row in client.select(COLUMNS_WITHOUT_KEY, None, &[])? {
+            let text = |n| row.get::<String>(n).map(Option::unwrap_or_default);
+            let alterable = match row.get::<bool>(5)? {
+                Some(true) => Some((text(4)?, text(6)?)),
+                _ => None,
+            };
+            columns.push(Column {
+                relation: text(1)?,
+                name: text(2)?,
+                type_name: text(3)?,
+                alterable,
+            });
+        }
+        Ok::<_, pgrx::spi::SpiError>(columns)
+    })
+    .map_err(|_| Error::Internal { what: "the system catalogs can't be read" })
+}
+
+/// The default key, if one is set and the column can take it; an error otherwise.
+fn give_key(column: Column) -> Result<(), Error> {
+    if let Some(key) = settings::default_key()?
+        && let Some((table, column_type)) = &column.alterable
+    {
+        return set_modifier(table, &column.name, column_type, key.as_str());
+    }
+    let Column { relation, name, type_name, alterable: _ } = column;
+    let error = Error::ColumnWithoutKey { relation, column: name, type_name };
+    if session::is_restoring() {
+        pgrx::warning!("{}", error.message());
+        return Ok(());
+    }
+    Err(error)
+}
+
+/// `ALTER COLUMN … TYPE`: values that are there already, as after CREATE TABLE AS, are encrypted
+/// again under the key.
+fn set_modifier(table: &str, column: &str, column_type: &str, key: &str) -> Result<(), Error> {
+    let column = pgrx::spi::quote_identifier(column);
+    let (base, dimensions) = match column_type.strip_suffix("[]") {
+        Some(base) => (base, "[]"),
+        None => (column_type, ""),
+    };
+    let key = pgrx::spi::quote_literal(key);
+    Spi::run(&format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {base}({key}){dimensions}"))
+        .map_err(|_| Error::Internal { what: "a column's type can't be changed" })
+}

@@ -1,0 +1,512 @@
+//! Every error of the extension: the one place that picks SQLSTATE, message, detail and hint.
+//!
+//! The SQLSTATEs are in class `KE`, which the SQL standard leaves to implementations (its first
+//! character is in I–Z). `docs/reference.md` has them as a table, and a test compares the two.
+//!
+//! Messages follow PostgreSQL's style guide: the primary message is lower-case and has no full
+//! stop, detail and hint are sentences, "could not" may succeed later, "cannot" never will. They
+//! name keys, versions, providers and files, never a plaintext, a key's bytes, a token or an
+//! answer's body.
+
+use std::ffi::{c_char, c_int};
+
+use envelope::{FormatError, KeyId, KeyName, KeyNameError, KeyVersion};
+use keyring::provider::{ProviderError, ProviderErrorKind};
+
+use crate::varlena::palloc_cstring;
+
+/// What went wrong.
+#[derive(Debug)]
+pub(crate) enum Error {
+    // Keys: names, versions, states.
+    KeyNameInvalid { name: String, why: KeyNameError },
+    KeyNameReserved { name: KeyName },
+    KeyUnknown { key: String },
+    KeyExists { name: KeyName },
+    KeyIdCollision { name: KeyName, other: String },
+    KeyVersionUnknown { key: String, version: i64 },
+    KeyVersionPending { key: KeyName, version: KeyVersion },
+    KeyVersionDisabled { key: KeyName, version: KeyVersion },
+    KeyVersionDestroyed { key: KeyName, version: KeyVersion },
+    KeyWithoutActiveVersion { key: KeyName },
+    KeyVersionActive { key: KeyName, version: KeyVersion },
+    KeyCheckValueWrong { key: KeyName, version: KeyVersion, provider: String },
+    KeyVersionsExhausted { key: KeyName },
+    KeyChangedMeanwhile { key: KeyName },
+    KeyUnavailableHere { key: String },
+
+    // Who may.
+    PermissionDenied { key: KeyName, privilege: &'static str },
+    NotKeyOwner { key: KeyName },
+    PrivilegeUnknown { privilege: String },
+
+    // Types.
+    ModifierInvalid { why: &'static str },
+    ColumnWithoutKey { relation: String, column: String, type_name: String },
+    OrderedIndexRefused { operator_class: &'static str },
+    ArmorRefused,
+
+    // Values.
+    ValueTruncated,
+    ValueFormatUnsupported { format: u8 },
+    ValueKindUnsupported { kind: u8 },
+    ValueOfOtherType { expected: &'static str },
+    ValueDamaged { what: FormatError },
+    ValueNotAuthentic { key: KeyName, version: KeyVersion },
+    ValueTooLong,
+    TextInvalid,
+    TextNotInEncoding { encoding: String },
+    InputNotInEncoding { encoding: String },
+
+    // Providers.
+    Provider { provider: String, key: Option<KeyName>, error: ProviderError },
+    ProviderNotConfigured,
+    SettingInvalid { setting: &'static str, why: String },
+
+    // The extension itself.
+    CatalogDamaged { what: String },
+    RandomUnavailable,
+    Internal { what: &'static str },
+}
+
+/// What PostgreSQL is told about an error.
+struct Description {
+    sqlstate: &'static str,
+    message: String,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
+impl Description {
+    fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
+        Self { sqlstate, message: message.into(), detail: None, hint: None }
+    }
+
+    fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// An error whose texts are in PostgreSQL's memory, ready for `ereport`: plain data, so that
+/// nothing is left undone when `longjmp` passes over it.
+#[derive(Clone, Copy)]
+pub(crate) struct Raised {
+    pub(crate) sqlstate: c_int,
+    pub(crate) message: *const c_char,
+    pub(crate) detail: *const c_char,
+    pub(crate) hint: *const c_char,
+}
+
+impl Error {
+    /// Moves the error's texts into PostgreSQL's memory.
+    pub(crate) fn raised(self) -> Raised {
+        let Description { sqlstate, message, detail, hint } = self.describe();
+        let optional = |text: Option<String>| match text {
+            Some(text) => palloc_cstring(&text),
+            None => std::ptr::null(),
+        };
+        Raised {
+            sqlstate: encode_sqlstate(sqlstate),
+            message: palloc_cstring(&message),
+            detail: optional(detail),
+            hint: optional(hint),
+        }
+    }
+
+    /// The error as a `WARNING`'s text, where a statement goes on in spite of it.
+    pub(crate) fn message(&self) -> String {
+        self.describe().message
+    }
+
+    fn describe(&self) -> Description {
+        match self {
+            Self::KeyNameInvalid { .. }
+            | Self::KeyNameReserved { .. }
+            | Self::KeyUnknown { .. }
+            | Self::KeyExists { .. }
+            | Self::KeyIdCollision { .. }
+            | Self::KeyVersionUnknown { .. }
+            | Self::KeyVersionPending { .. }
+            | Self::KeyVersionDisabled { .. }
+            | Self::KeyVersionDestroyed { .. }
+            | Self::KeyWithoutActiveVersion { .. }
+            | Self::KeyVersionActive { .. }
+            | Self::KeyCheckValueWrong { .. }
+            | Self::KeyVersionsExhausted { .. }
+            | Self::KeyChangedMeanwhile { .. }
+            | Self::KeyUnavailableHere { .. } => self.describe_key(),
+            Self::PermissionDenied { .. }
+            | Self::NotKeyOwner { .. }
+            | Self::PrivilegeUnknown { .. } => self.describe_permission(),
+            Self::ModifierInvalid { .. }
+            | Self::ColumnWithoutKey { .. }
+            | Self::OrderedIndexRefused { .. }
+            | Self::ArmorRefused => self.describe_type(),
+            Self::ValueTruncated
+            | Self::ValueFormatUnsupported { .. }
+            | Self::ValueKindUnsupported { .. }
+            | Self::ValueOfOtherType { .. }
+            | Self::ValueDamaged { .. }
+            | Self::ValueNotAuthentic { .. }
+            | Self::ValueTooLong
+            | Self::TextInvalid
+            | Self::TextNotInEncoding { .. }
+            | Self::InputNotInEncoding { .. } => self.describe_value(),
+            Self::Provider { provider, key, error } => {
+                describe_provider(provider, key.as_ref(), error)
+            }
+            Self::ProviderNotConfigured
+            | Self::SettingInvalid { .. }
+            | Self::CatalogDamaged { .. }
+            | Self::RandomUnavailable
+            | Self::Internal { .. } => self.describe_server(),
+        }
+    }
+
+    fn describe_key(&self) -> Description {
+        match self {
+            Self::KeyNameInvalid { name, why } => {
+                Description::new("KE001", format!("invalid key name {name:?}"))
+                    .detail(format!("It is not a key name because {why}."))
+                    .hint(
+                        "A key name has 1 to 63 characters of a-z, 0-9, \"_\", \".\" and \"-\", \
+                         and begins with a letter or a digit.",
+                    )
+            }
+            Self::KeyNameReserved { name } => {
+                Description::new("KE002", format!("key name \"{name}\" is reserved")).hint(
+                    "The database key is made together with the first key and protects no column. \
+                     Choose another name.",
+                )
+            }
+            Self::KeyUnknown { key } => {
+                Description::new("KE003", format!("key \"{key}\" does not exist")).hint(
+                    "Create it with SELECT enc_create_key(name), or see the view enc_keys for \
+                     those that exist.",
+                )
+            }
+            Self::KeyExists { name } => {
+                Description::new("KE004", format!("key \"{name}\" already exists")).hint(
+                    "Use enc_create_key(name, if_not_exists => true) to accept that, or \
+                     enc_rotate_key(name) for a new version.",
+                )
+            }
+            Self::KeyIdCollision { name, other } => Description::new(
+                "KE005",
+                format!("key name \"{name}\" has the same id as key \"{other}\""),
+            )
+            .detail("The 31-bit id that values carry is derived from the name alone.")
+            .hint("Choose another name."),
+            Self::KeyVersionUnknown { key, version } => Description::new(
+                "KE006",
+                format!("version {version} of key \"{key}\" does not exist"),
+            )
+            .hint(
+                "See the view enc_key_versions. If the value came from another database, restore \
+                 that database's keys first.",
+            ),
+            Self::KeyVersionPending { key, version } => Description::new(
+                "KE007",
+                format!("version {version} of key \"{key}\" is not yet active"),
+            )
+            .hint("Activate it with enc_activate_key_version(name, version)."),
+            Self::KeyVersionDisabled { key, version } => Description::new(
+                "KE008",
+                format!("version {version} of key \"{key}\" is disabled"),
+            )
+            .hint("Enable it with enc_enable_key_version(name, version)."),
+            Self::KeyVersionDestroyed { key, version } => Description::new(
+                "KE009",
+                format!("version {version} of key \"{key}\" is destroyed"),
+            )
+            .hint("Values under this version cannot be decrypted. Restore them from a backup."),
+            Self::KeyWithoutActiveVersion { key } => {
+                Description::new("KE010", format!("key \"{key}\" has no active version")).hint(
+                    "Activate one with enc_activate_key_version(name, version) or make one with \
+                     enc_rotate_key(name).",
+                )
+            }
+            Self::KeyVersionActive { key, version } => Description::new(
+                "KE011",
+                format!("version {version} of key \"{key}\" is the active version"),
+            )
+            .detail("Without it no value can be encrypted under the key.")
+            .hint(
+                "Rotate the key first with enc_rotate_key(name), or give force => true to leave \
+                 the key without an active version.",
+            ),
+            Self::KeyCheckValueWrong { key, version, provider } => Description::new(
+                "KE012",
+                format!(
+                    "provider \"{provider}\" returned another key for version {version} of key \
+                     \"{key}\" than the one it was made with"
+                ),
+            )
+            .detail("The key check value in the catalog does not match.")
+            .hint(
+                "Check that address, mount and path prefix lead to this database's keys and that \
+                 nobody wrote over the key. Nothing was encrypted or decrypted with it.",
+            ),
+            Self::KeyVersionsExhausted { key } => {
+                Description::new("KE013", format!("key \"{key}\" cannot have another version"))
+                    .hint("Create another key and move the columns to it.")
+            }
+            Self::KeyChangedMeanwhile { key } => Description::new(
+                "KE014",
+                format!("key \"{key}\" was changed by another session meanwhile"),
+            )
+            .hint("See the view enc_key_versions and repeat the statement if it is still needed."),
+            Self::KeyUnavailableHere { key } => Description::new(
+                "KE015",
+                format!("key \"{key}\" is not loaded, and cannot be fetched at this point"),
+            )
+            .detail(
+                "PostgreSQL holds a buffer lock, decodes changes or is not in a transaction: \
+                 nothing may wait for a provider.",
+            )
+            .hint("Use the key once in this session before, for example by reading a value."),
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_permission(&self) -> Description {
+        match self {
+            Self::PermissionDenied { key, privilege } => {
+                Description::new("KE020", format!("permission denied for key \"{key}\""))
+                    .detail(format!("The current user does not have privilege \"{privilege}\"."))
+                    .hint(format!(
+                        "Its owner grants it with SELECT enc_grant('{key}', role, '{privilege}')."
+                    ))
+            }
+            Self::NotKeyOwner { key } => {
+                Description::new("KE021", format!("must be owner of key \"{key}\"")).hint(
+                    "The owner is the role that created the key; its members and superusers pass.",
+                )
+            }
+            Self::PrivilegeUnknown { privilege } => {
+                Description::new("KE022", format!("unrecognized key privilege {privilege:?}"))
+                    .hint("The privileges are encrypt, compare and decrypt.")
+            }
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_type(&self) -> Description {
+        match self {
+            Self::ModifierInvalid { why } => {
+                Description::new("KE030", format!("invalid type modifier: {why}"))
+                    .hint("Name one key, as in encrypted_text('user_pii').")
+            }
+            Self::ColumnWithoutKey { relation, column, type_name } => Description::new(
+                "KE031",
+                format!("column \"{column}\" of \"{relation}\" names no key"),
+            )
+            .detail("Without one its values would all be under the database key.")
+            .hint(format!(
+                "Declare it as {type_name}('key_name'), or set encryption_ext.default_key."
+            )),
+            Self::OrderedIndexRefused { operator_class } => Description::new(
+                "KE032",
+                format!("operator class \"{operator_class}\" is for sorting, not for indexes"),
+            )
+            .detail("An ordered index would reveal the order of the plaintexts.")
+            .hint("Leave the column without an index: equality then scans the table."),
+            Self::ArmorRefused => {
+                Description::new("KE033", "ciphertext given where a plaintext is expected")
+                    .detail("The value is well-formed armor (\"enc:1:…\"), as shown to roles that may not decrypt.")
+                    .hint("Write the plaintext, or leave the column out of the statement.")
+            }
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_value(&self) -> Description {
+        const RESTORE: &str = "The stored value is damaged or was written by something else than this extension. \
+             Restore it from a backup.";
+        match self {
+            Self::ValueTruncated => {
+                Description::new("KE040", "encrypted value is truncated").hint(RESTORE)
+            }
+            Self::ValueFormatUnsupported { format } => Description::new(
+                "KE041",
+                format!("encrypted value has format {format}, which this version does not read"),
+            )
+            .hint("A later version of encryption_ext wrote it. Upgrade this server's library."),
+            Self::ValueKindUnsupported { kind } => Description::new(
+                "KE042",
+                format!("encrypted value has kind {kind:#04x}, which this version does not read"),
+            )
+            .hint("A later version of encryption_ext wrote it. Upgrade this server's library."),
+            Self::ValueOfOtherType { expected } => {
+                Description::new("KE043", format!("encrypted value is not of type {expected}"))
+                    .hint("Decrypt it as the type that it was encrypted as, and cast the result.")
+            }
+            Self::ValueDamaged { what } => {
+                Description::new("KE044", format!("encrypted value is malformed: {what}"))
+                    .hint(RESTORE)
+            }
+            Self::ValueNotAuthentic { key, version } => Description::new(
+                "KE045",
+                format!("encrypted value fails authentication under version {version} of key \"{key}\""),
+            )
+            .detail("It was altered, truncated or relabelled after it was encrypted.")
+            .hint(RESTORE),
+            Self::ValueTooLong => {
+                Description::new("KE046", "value is too long to be encrypted or decrypted")
+                    .hint("A value and its 50 bytes of overhead must stay below 1 GB.")
+            }
+            Self::TextInvalid => {
+                Description::new("KE047", "decrypted value is not valid text")
+                    .detail("It decrypts and is authentic, but is not UTF-8 without NUL bytes.")
+                    .hint("Find out what encrypted it. The plaintext is not shown.")
+            }
+            Self::TextNotInEncoding { encoding } => Description::new(
+                "KE048",
+                format!("decrypted value cannot be represented in encoding {encoding}"),
+            )
+            .hint("Read it in a database whose encoding is UTF8."),
+            Self::InputNotInEncoding { encoding } => Description::new(
+                "KE049",
+                format!("value to encrypt is not valid in encoding {encoding}"),
+            )
+            .hint("Check the client's encoding (client_encoding). The value is not shown."),
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_server(&self) -> Description {
+        match self {
+            Self::ProviderNotConfigured => {
+                Description::new("KE060", "no key provider is configured")
+                    .detail("encryption_ext.provider is not set.")
+                    .hint(
+                        "Set it with ALTER SYSTEM SET encryption_ext.provider = 'vault' (with its \
+                         address), or 'file' for trying out, and SELECT pg_reload_conf().",
+                    )
+            }
+            Self::SettingInvalid { setting, why } => {
+                Description::new("KE061", format!("invalid setting {setting}: {why}"))
+                    .hint("See docs/providers.md for the settings of each provider.")
+            }
+            Self::CatalogDamaged { what } => {
+                Description::new("KE090", format!("key catalog is damaged: {what}")).hint(
+                    "Compare the tables of schema \"encryption\" with a backup. They are changed \
+                     by the extension's functions only.",
+                )
+            }
+            Self::RandomUnavailable => {
+                Description::new("KE091", "operating system returned no random bytes")
+                    .hint("Check that getrandom(2) is allowed for the server. Nothing was encrypted.")
+            }
+            Self::Internal { what } => {
+                Description::new("KE099", format!("unexpected state in encryption_ext: {what}"))
+                    .hint("Please report this with the statement that led to it.")
+            }
+            _ => unreachable_description(),
+        }
+    }
+}
+
+/// The arms of `describe` hand each variant to the function that describes it; this is what the
+/// others' last arm says, should that ever be wrong.
+fn unreachable_description() -> Description {
+    Description::new("KE099", "unexpected state in encryption_ext: error without a description")
+}
+
+fn describe_provider(
+    provider: &str,
+    key: Option<&KeyName>,
+    error: &ProviderError,
+) -> Description {
+    let (sqlstate, hint) = match error.kind {
+        ProviderErrorKind::Configuration => ("KE061", "Correct the provider's settings."),
+        ProviderErrorKind::Unreachable => {
+            ("KE062", "Check that the key server runs and that this server can reach it.")
+        }
+        ProviderErrorKind::TimedOut => (
+            "KE063",
+            "Check the key server's load and the network, or raise encryption_ext.provider_timeout.",
+        ),
+        ProviderErrorKind::Sealed => ("KE064", "Unseal the key server."),
+        ProviderErrorKind::Throttled => ("KE065", "Raise the key server's rate limit."),
+        ProviderErrorKind::LoginFailed => {
+            ("KE066", "Check the role id, the secret id and the token file.")
+        }
+        ProviderErrorKind::Denied => ("KE067", "Check the policy of this server's login."),
+        ProviderErrorKind::KeyMissing => ("KE068", "Have the key written at the provider."),
+        ProviderErrorKind::VersionMissing => {
+            ("KE069", "Restore the version at the provider; values under it need it.")
+        }
+        ProviderErrorKind::WriteDenied => ("KE070", "Have the key written at the provider."),
+        ProviderErrorKind::AnswerInvalid => {
+            ("KE071", "Check that the address is that of the key server and not of something else.")
+        }
+        ProviderErrorKind::KeyLengthWrong => {
+            ("KE072", "A key is 32 random bytes, in base64 where the provider keeps text.")
+        }
+        ProviderErrorKind::Conflict => ("KE073", "Repeat the statement."),
+        ProviderErrorKind::KeyringMissing => (
+            "KE074",
+            "Restore the keyring file from a backup, or correct encryption_ext.keyring_file.",
+        ),
+        ProviderErrorKind::KeyringUnreadable => {
+            ("KE075", "Let the operating system user that runs PostgreSQL read the file.")
+        }
+        ProviderErrorKind::KeyringMalformed => {
+            ("KE076", "Restore the keyring file from a backup.")
+        }
+        ProviderErrorKind::KeyringInsecure => {
+            ("KE077", "Make the file readable by its owner alone: chmod 600.")
+        }
+        ProviderErrorKind::KeyringUnwritable => {
+            ("KE078", "Let the operating system user that runs PostgreSQL write in its folder.")
+        }
+        ProviderErrorKind::RandomUnavailable => {
+            ("KE091", "Check that getrandom(2) is allowed for the server.")
+        }
+        ProviderErrorKind::Interrupted => ("57014", "Repeat the statement."),
+    };
+    let message = match key {
+        Some(key) => format!("provider \"{provider}\", key \"{key}\": {}", error.message),
+        None => format!("provider \"{provider}\": {}", error.message),
+    };
+    Description::new(sqlstate, message).hint(error.hint.as_deref().unwrap_or(hint))
+}
+
+impl From<FormatError> for Error {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::Truncated => Self::ValueTruncated,
+            FormatError::UnsupportedFormat(format) => Self::ValueFormatUnsupported { format },
+            FormatError::UnsupportedKind(kind) => Self::ValueKindUnsupported { kind },
+            FormatError::InvalidKeyId | FormatError::InvalidKeyVersion => {
+                Self::ValueDamaged { what: error }
+            }
+        }
+    }
+}
+
+impl Error {
+    /// A key that a value or a column names by id and the catalog doesn't have.
+    pub(crate) fn unknown_id(id: KeyId) -> Self {
+        Self::KeyUnknown { key: id.to_string() }
+    }
+}
+
+/// `MAKE_SQLSTATE` of `src/include/utils/elog.h`: six bits a character.
+const fn encode_sqlstate(sqlstate: &str) -> c_int {
+    let bytes = sqlstate.as_bytes();
+    let mut code = 0;
+    let mut i = 0;
+    while i < bytes.len() {
+        code |= ((bytes[i].wrapping_sub(b'0') & 0x3f) as c_int) << (6 * i);
+        i += 1;
+    }
+    code
+}

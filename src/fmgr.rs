@@ -1,0 +1,223 @@
+//! How SQL functions of this library are declared, called, and fail.
+//!
+//! PostgreSQL's version-1 calling convention (`src/include/fmgr.h`) is used directly, without
+//! argument conversion: a type's input and output functions need the type modifier, the collation
+//! and undetoasted arguments as they come, and are called once a value.
+//!
+//! A function's body returns `Result<Datum, Error>`. Only when the body has returned, and with it
+//! every Rust value that has a destructor is gone, does [`run`] raise the error with `ereport`,
+//! which leaves by `longjmp`.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use pgrx::pg_sys;
+
+use crate::errors::{Error, Raised};
+use crate::varlena::Varlena;
+
+/// Declares an SQL function that PostgreSQL finds in the library by its name: the function itself
+/// and the `pg_finfo_` record that says which calling convention it uses.
+macro_rules! sql_function {
+    ($(#[$attribute:meta])* fn $name:ident($call:ident) $body:block) => {
+        $(#[$attribute])*
+        fn $name($call: &mut $crate::fmgr::Call) -> Result<pgrx::pg_sys::Datum, $crate::errors::Error>
+            $body
+
+        const _: () = {
+            #[unsafe(export_name = concat!("pg_finfo_", stringify!($name)))]
+            extern "C" fn finfo() -> *const pgrx::pg_sys::Pg_finfo_record {
+                static RECORD: pgrx::pg_sys::Pg_finfo_record =
+                    pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+                &raw const RECORD
+            }
+
+            #[unsafe(export_name = stringify!($name))]
+            unsafe extern "C-unwind" fn function(
+                fcinfo: pgrx::pg_sys::FunctionCallInfo,
+            ) -> pgrx::pg_sys::Datum {
+                // SAFETY: PostgreSQL calls this function with a valid fcinfo, from a frame
+                // that holds no Rust value.
+                unsafe { $crate::fmgr::run(fcinfo, $name) }
+            }
+        };
+    };
+}
+pub(crate) use sql_function;
+
+/// Calls `body` and returns its datum to PostgreSQL, or raises its error.
+///
+/// # Safety
+///
+/// `fcinfo` is the one PostgreSQL passed, and no Rust value with a destructor is alive in the
+/// frames between PostgreSQL and this one.
+pub(crate) unsafe fn run(
+    fcinfo: pg_sys::FunctionCallInfo,
+    body: fn(&mut Call) -> Result<pg_sys::Datum, Error>,
+) -> pg_sys::Datum {
+    // SAFETY: by this function's own contract; the closure's result is plain data.
+    let outcome = unsafe {
+        pg_sys::submodules::panic::pgrx_extern_c_guard(|| {
+            body(&mut Call { fcinfo }).map_err(|error| error.raised())
+        })
+    };
+    match outcome {
+        Ok(datum) => datum,
+        Err(raised) => ereport(raised),
+    }
+}
+
+/// Calls `body` from a callback of PostgreSQL's that isn't an SQL function, and raises its error.
+///
+/// # Safety
+///
+/// As for [`run`]: PostgreSQL called, and no Rust value with a destructor is alive in between.
+pub(crate) unsafe fn run_callback<T: Copy>(body: impl FnOnce() -> Result<T, Error>) -> T {
+    // SAFETY: by this function's own contract; the closure's result is plain data.
+    let outcome = unsafe {
+        pg_sys::submodules::panic::pgrx_extern_c_guard(|| body().map_err(|error| error.raised()))
+    };
+    match outcome {
+        Ok(value) => value,
+        Err(raised) => ereport(raised),
+    }
+}
+
+/// `ereport(ERROR, …)` with an SQLSTATE of this extension's own, which pgrx's enumeration of
+/// PostgreSQL's error codes can't name.
+fn ereport(error: Raised) -> ! {
+    // Declared here because pgrx leaves them out of its bindings on purpose.
+    unsafe extern "C-unwind" {
+        fn errstart(level: c_int, domain: *const c_char) -> bool;
+        fn errcode(sqlstate: c_int) -> c_int;
+        fn errmsg_internal(format: *const c_char, ...) -> c_int;
+        fn errdetail_internal(format: *const c_char, ...) -> c_int;
+        fn errhint(format: *const c_char, ...) -> c_int;
+        fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
+    }
+    const AS_IS: *const c_char = c"%s".as_ptr();
+
+    let Raised { sqlstate, message, detail, hint } = error;
+    // SAFETY: the strings are NUL-terminated and live in PostgreSQL's memory; this frame holds
+    // nothing with a destructor when errfinish leaves it by longjmp.
+    unsafe {
+        errstart(pg_sys::PGERROR as c_int, std::ptr::null());
+        errcode(sqlstate);
+        errmsg_internal(AS_IS, message);
+        if !detail.is_null() {
+            errdetail_internal(AS_IS, detail);
+        }
+        if !hint.is_null() {
+            errhint(AS_IS, hint);
+        }
+        errfinish(c"encryption_ext".as_ptr(), 0, std::ptr::null());
+    }
+    unreachable!("errfinish does not return from an ERROR")
+}
+
+/// One call of an SQL function: its arguments and what else PostgreSQL passes with them.
+pub(crate) struct Call {
+    fcinfo: pg_sys::FunctionCallInfo,
+}
+
+impl Call {
+    /// The raw call, for what the methods here don't cover.
+    pub(crate) fn fcinfo(&self) -> pg_sys::FunctionCallInfo {
+        self.fcinfo
+    }
+
+    /// The number of arguments that the caller passed.
+    pub(crate) fn argument_count(&self) -> usize {
+        // SAFETY: fcinfo is valid for the duration of the call.
+        usize::try_from(unsafe { (*self.fcinfo).nargs }).unwrap_or(0)
+    }
+
+    /// Argument `n`, counted from 0, or `None` if it is null.
+    pub(crate) fn nullable(&self, n: usize) -> Option<pg_sys::Datum> {
+        debug_assert!(n < self.argument_count());
+        // SAFETY: SQL declares at least n + 1 arguments, and fcinfo is valid during the call.
+        let argument = unsafe { (*self.fcinfo).args.as_ptr().add(n).read() };
+        (!argument.isnull).then_some(argument.value)
+    }
+
+    /// Argument `n` of a function that is STRICT.
+    pub(crate) fn datum(&self, n: usize) -> pg_sys::Datum {
+        self.nullable(n).unwrap_or(pg_sys::Datum::from(0usize))
+    }
+
+    /// Argument `n`, an `integer`, of a function that is STRICT.
+    pub(crate) fn int4(&self, n: usize) -> i32 {
+        self.datum(n).value() as i32
+    }
+
+    /// Argument `n`, a `boolean`, of a function that is STRICT.
+    pub(crate) fn boolean(&self, n: usize) -> bool {
+        self.datum(n).value() & 0xff != 0
+    }
+
+    /// Argument `n`, a `cstring`, of a function that is STRICT.
+    pub(crate) fn cstring(&self, n: usize) -> &CStr {
+        let pointer = self.datum(n).cast_mut_ptr::<c_char>();
+        // SAFETY: SQL declares the argument cstring, so it points to a NUL-terminated string
+        // that outlives the call.
+        unsafe { CStr::from_ptr(pointer) }
+    }
+
+    /// Argument `n`, of a variable-length type, of a function that is STRICT: detoasted if need be.
+    pub(crate) fn varlena(&self, n: usize) -> Varlena {
+        // SAFETY: SQL declares the argument with a varlena type.
+        unsafe { Varlena::detoast(self.datum(n)) }
+    }
+
+    /// Argument `n`, a `text` or `name` given as `text`, of a function that is STRICT.
+    ///
+    /// # Errors
+    ///
+    /// If it has characters that UTF-8 hasn't.
+    pub(crate) fn text(&self, n: usize) -> Result<String, Error> {
+        crate::types::encoding::utf8_string(self.varlena(n).bytes())
+    }
+
+    /// The collation that applies to the call.
+    pub(crate) fn collation(&self) -> pg_sys::Oid {
+        // SAFETY: fcinfo is valid for the duration of the call.
+        unsafe { (*self.fcinfo).fncollation }
+    }
+
+    /// A null result.
+    pub(crate) fn null(&mut self) -> pg_sys::Datum {
+        // SAFETY: fcinfo is valid for the duration of the call.
+        unsafe { (*self.fcinfo).isnull = true };
+        pg_sys::Datum::from(0usize)
+    }
+}
+
+/// Calls a built-in function with two arguments under a collation, as `DirectFunctionCall2Coll`
+/// does.
+///
+/// # Safety
+///
+/// `function` takes two arguments of the types the datums have, looks at no `flinfo`, and doesn't
+/// return null.
+pub(crate) unsafe fn call2(
+    function: unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum,
+    collation: pg_sys::Oid,
+    arguments: [pg_sys::Datum; 2],
+) -> pg_sys::Datum {
+    #[repr(C)]
+    struct Frame {
+        base: pg_sys::FunctionCallInfoBaseData,
+        arguments: [pg_sys::NullableDatum; 2],
+    }
+    let mut frame = Frame {
+        base: pg_sys::FunctionCallInfoBaseData {
+            fncollation: collation,
+            nargs: 2,
+            ..Default::default()
+        },
+        arguments: arguments.map(|value| pg_sys::NullableDatum { value, isnull: false }),
+    };
+    // SAFETY: the arguments follow the base data, where FunctionCallInfoBaseData's flexible array
+    // member begins (NullableDatum and the base have the same alignment); the rest is the
+    // caller's promise.
+    unsafe { function((&raw mut frame).cast()) }
+}

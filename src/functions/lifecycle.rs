@@ -1,0 +1,332 @@
+//! The life of a key: made or adopted, rotated, activated, disabled, enabled.
+//!
+//! Each function asks the provider first, without a lock, and then takes the lock on
+//! `encryption.key` that makes those who change keys wait for each other, looks whether the key is
+//! still as it was, and writes.
+
+use std::rc::Rc;
+
+use envelope::{KeyName, KeyVersion};
+use keyring::version::{CheckValue, Keyspace, VersionId};
+use pgrx::pg_sys;
+
+use super::key_name;
+use crate::catalog::write::{NewVersion, Writer, as_owner, refuse_if_read_only};
+use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
+use crate::errors::Error;
+use crate::fmgr::{Call, sql_function};
+use crate::{access, keys, providers, settings};
+
+sql_function! {
+    /// `enc_create_key(name text, if_not_exists boolean) RETURNS integer`
+    fn enc_create_key(call) {
+        refuse_if_read_only(c"enc_create_key()");
+        let name = key_name(&call.text(0)?)?;
+        if name.as_str() == DATABASE_KEY {
+            return Err(Error::KeyNameReserved { name });
+        }
+        if let Some(key) = keys::find(name.id())? {
+            return existing(&name, &key, call.boolean(1));
+        }
+        ensure_database_key()?;
+        let version = create(&name)?;
+        if settings::provider().is_some_and(|provider| provider == providers::FILE) {
+            pgrx::warning!(
+                "provider \"file\" is for trying out: whoever can read the server's files has the keys"
+            );
+        }
+        Ok(integer(version))
+    }
+}
+
+fn configured_provider() -> Result<String, Error> {
+    settings::provider().ok_or(Error::ProviderNotConfigured)
+}
+
+fn existing(name: &KeyName, key: &Key, if_not_exists: bool) -> Result<pg_sys::Datum, Error> {
+    if key.name != *name {
+        return Err(Error::KeyIdCollision { name: name.clone(), other: key.name.to_string() });
+    }
+    if !if_not_exists {
+        return Err(Error::KeyExists { name: name.clone() });
+    }
+    pgrx::notice!("key \"{name}\" already exists, skipping");
+    key.active_version()
+        .map(|version| integer(version.number))
+        .ok_or_else(|| Error::KeyWithoutActiveVersion { key: name.clone() })
+}
+
+/// The database key is made together with the first key.
+fn ensure_database_key() -> Result<(), Error> {
+    let name = key_name(DATABASE_KEY)?;
+    if keys::find(name.id())?.is_some() {
+        return Ok(());
+    }
+    match create(&name) {
+        // Another session makes its first key at the same moment, and was faster.
+        Err(Error::KeyChangedMeanwhile { .. }) => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
+/// Makes a key, or adopts all versions of it that a direct provider has; the newest is active.
+fn create(name: &KeyName) -> Result<KeyVersion, Error> {
+    let provider = configured_provider()?;
+    let keyspace = catalog::read_keyspace()?;
+    let mut versions = discover(&provider, name, keyspace, None)?;
+    if versions.is_empty() {
+        versions.push(make(&provider, name, keyspace, KeyVersion::FIRST)?);
+    } else {
+        let count = versions.len();
+        pgrx::notice!("adopted {count} version(s) of key \"{name}\" from provider \"{provider}\"");
+    }
+    let newest = versions.last().map_or(KeyVersion::FIRST, |version| version.number);
+
+    as_owner(|catalog| {
+        catalog.lock()?;
+        if let Some(key) = keys::find(name.id())? {
+            // Two names with one id can't both exist; the same name was faster.
+            return Err(match key.name == *name {
+                true => Error::KeyChangedMeanwhile { key: name.clone() },
+                false => Error::KeyIdCollision { name: name.clone(), other: key.name.to_string() },
+            });
+        }
+        catalog.insert_key(name)?;
+        for version in &versions {
+            let state = if version.number == newest { State::Active } else { State::Deprecated };
+            catalog.insert_version(name, version, state)?;
+        }
+        catalog.log("create", name, Some(newest), None)
+    })?;
+    Ok(newest)
+}
+
+sql_function! {
+    /// `enc_rotate_key(name text, activate boolean) RETURNS integer`
+    fn enc_rotate_key(call) {
+        refuse_if_read_only(c"enc_rotate_key()");
+        let key = owned_key(call)?;
+        Ok(integer(rotate(&key, call.boolean(1))?))
+    }
+}
+
+/// Adopts the versions that a direct provider has beyond those that the catalog knows, or makes
+/// one.
+fn rotate(key: &Key, activate: bool) -> Result<KeyVersion, Error> {
+    let provider = configured_provider()?;
+    let keyspace = catalog::read_keyspace()?;
+    let mut versions = discover(&provider, &key.name, keyspace, Some(key))?;
+    if versions.is_empty() {
+        let next = next_number(key)?;
+        versions.push(make(&provider, &key.name, keyspace, next)?);
+    }
+    let newest = versions
+        .last()
+        .map(|version| version.number)
+        .ok_or(Error::Internal { what: "a rotation without a new version" })?;
+
+    as_owner(|catalog| {
+        catalog.lock()?;
+        refuse_if_changed(key)?;
+        for version in &versions {
+            // Those between were made at the provider and may have been used by others.
+            let state =
+                if version.number == newest { State::Pending } else { State::Deprecated };
+            catalog.insert_version(&key.name, version, state)?;
+        }
+        catalog.log("rotate", &key.name, Some(newest), None)?;
+        if activate { catalog.activate(&key.name, newest) } else { Ok(()) }
+    })?;
+    Ok(newest)
+}
+
+/// The versions of a key that a direct provider has and the catalog doesn't: all, if the key is
+/// new; otherwise those beyond the ones that are known.
+fn discover(
+    provider: &str,
+    name: &KeyName,
+    keyspace: Keyspace,
+    known: Option<&Key>,
+) -> Result<Vec<NewVersion>, Error> {
+    let found = keys::with_providers(|providers| {
+        providers.call(provider, name, |provider| provider.discover(name, &[]))
+    })?;
+    let known = |reference: &str| {
+        known.is_some_and(|key| {
+            key.versions.iter().any(|version| {
+                version.provider == provider && version.reference == reference
+            })
+        })
+    };
+    let newer = found.iter().rposition(|version| known(&version.reference)).map_or(0, |at| at + 1);
+    Ok(found
+        .into_iter()
+        .skip(newer)
+        .map(|version| NewVersion {
+            number: version.number,
+            provider: provider.to_owned(),
+            reference: version.reference,
+            wrapped: None,
+            check_value: CheckValue::of(
+                &version.key,
+                &VersionId { keyspace, name, version: version.number },
+            ),
+            keyspace,
+        })
+        .collect())
+}
+
+/// Has the provider make a version, under the number that it has there unless that was used.
+fn make(
+    provider: &str,
+    name: &KeyName,
+    keyspace: Keyspace,
+    next: KeyVersion,
+) -> Result<NewVersion, Error> {
+    let id = VersionId { keyspace, name, version: next };
+    let made = keys::with_providers(|providers| {
+        providers.call(provider, name, |provider| provider.make(&id))
+    })?;
+    if let Some(warning) = made.warning {
+        pgrx::warning!("provider \"{provider}\", key \"{name}\": {warning}");
+    }
+    let number = made.number.map_or(next, |number| number.max(next));
+    Ok(NewVersion {
+        number,
+        provider: provider.to_owned(),
+        reference: made.reference,
+        wrapped: made.wrapped,
+        check_value: CheckValue::of(&made.key, &VersionId { version: number, ..id }),
+        keyspace,
+    })
+}
+
+fn next_number(key: &Key) -> Result<KeyVersion, Error> {
+    match key.newest_number() {
+        None => Ok(KeyVersion::FIRST),
+        Some(newest) => {
+            newest.next().ok_or_else(|| Error::KeyVersionsExhausted { key: key.name.clone() })
+        }
+    }
+}
+
+sql_function! {
+    /// `enc_activate_key_version(name text, version integer) RETURNS void`
+    fn enc_activate_key_version(call) {
+        refuse_if_read_only(c"enc_activate_key_version()");
+        let key = owned_key(call)?;
+        let version = version_of(&key, call.int4(1))?;
+        match version.state {
+            State::Active => return Ok(void()),
+            State::Pending | State::Deprecated => (),
+            State::Disabled => return Err(disabled(&key, version)),
+            State::Destroyed => return Err(destroyed(&key, version)),
+        }
+        // Who activates a version that can't be had here stops every writer.
+        keys::verify(&key, version)?;
+        change(&key, version, "activate", |catalog| catalog.activate(&key.name, version.number))
+    }
+}
+
+sql_function! {
+    /// `enc_disable_key_version(name text, version integer, force boolean) RETURNS void`
+    fn enc_disable_key_version(call) {
+        refuse_if_read_only(c"enc_disable_key_version()");
+        let key = owned_key(call)?;
+        let version = version_of(&key, call.int4(1))?;
+        match version.state {
+            State::Disabled => return Ok(void()),
+            State::Destroyed => return Err(destroyed(&key, version)),
+            State::Active if !call.boolean(2) => {
+                return Err(Error::KeyVersionActive {
+                    key: key.name.clone(),
+                    version: version.number,
+                });
+            }
+            State::Active | State::Pending | State::Deprecated => (),
+        }
+        change(&key, version, "disable", |catalog| {
+            catalog.disable(&key.name, version.number)
+        })
+    }
+}
+
+sql_function! {
+    /// `enc_enable_key_version(name text, version integer) RETURNS void`
+    fn enc_enable_key_version(call) {
+        refuse_if_read_only(c"enc_enable_key_version()");
+        let key = owned_key(call)?;
+        let version = version_of(&key, call.int4(1))?;
+        match version.state {
+            State::Active | State::Pending | State::Deprecated => return Ok(void()),
+            State::Destroyed => return Err(destroyed(&key, version)),
+            State::Disabled => (),
+        }
+        keys::verify(&key, version)?;
+        change(&key, version, "enable", |catalog| catalog.enable(&key.name, version.number))
+    }
+}
+
+/// Writes a change of one version, and its entry in the log.
+fn change(
+    key: &Key,
+    version: &Version,
+    action: &str,
+    write: impl FnOnce(&mut Writer<'_, '_>) -> Result<(), Error>,
+) -> Result<pg_sys::Datum, Error> {
+    as_owner(|catalog| {
+        catalog.lock()?;
+        refuse_if_changed(key)?;
+        write(catalog)?;
+        catalog.log(action, &key.name, Some(version.number), None)
+    })?;
+    Ok(void())
+}
+
+/// Another session may have changed the key while the provider was being asked. With the lock on
+/// the catalog held, what is read now stays true until this transaction ends.
+fn refuse_if_changed(key: &Key) -> Result<(), Error> {
+    let states = |key: &Key| {
+        key.versions.iter().map(|version| (version.number, version.state)).collect::<Vec<_>>()
+    };
+    let now = keys::named(&key.name)?;
+    access::check_owner(&now)?;
+    if states(&now) == states(key) {
+        return Ok(());
+    }
+    Err(Error::KeyChangedMeanwhile { key: key.name.clone() })
+}
+
+/// The key that a function's first argument names, if the current user owns it.
+fn owned_key(call: &Call) -> Result<Rc<Key>, Error> {
+    let key = keys::named(&key_name(&call.text(0)?)?)?;
+    access::check_owner(&key)?;
+    Ok(key)
+}
+
+fn version_of(key: &Key, number: i32) -> Result<&Version, Error> {
+    u32::try_from(number)
+        .ok()
+        .and_then(KeyVersion::new)
+        .and_then(|number| key.version(number))
+        .ok_or_else(|| Error::KeyVersionUnknown {
+            key: key.name.to_string(),
+            version: number.into(),
+        })
+}
+
+fn disabled(key: &Key, version: &Version) -> Error {
+    Error::KeyVersionDisabled { key: key.name.clone(), version: version.number }
+}
+
+fn destroyed(key: &Key, version: &Version) -> Error {
+    Error::KeyVersionDestroyed { key: key.name.clone(), version: version.number }
+}
+
+fn integer(version: KeyVersion) -> pg_sys::Datum {
+    pg_sys::Datum::from(version.get() as i32)
+}
+
+fn void() -> pg_sys::Datum {
+    pg_sys::Datum::from(0usize)
+}

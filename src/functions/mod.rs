@@ -1,0 +1,17 @@
+//! SQL functions: the life of keys, who may use them, and what can be asked of values and of this
+//! session.
+
+mod grants;
+mod lifecycle;
+mod rows;
+mod statistics;
+mod values;
+
+use envelope::KeyName;
+
+use crate::errors::Error;
+
+/// A key's name as a function's caller wrote it.
+fn key_name(text: &str) -> Result<KeyName, Error> {
+    KeyName::parse(text).map_err(|why| Error::KeyNameInvalid { name: text.to_owned(), why })
+}

@@ -1,0 +1,68 @@
+//! What this session holds of keys. No key bytes.
+
+use std::time::Instant;
+
+use keyring::secret;
+use pgrx::{IntoDatum, pg_sys};
+
+use super::rows::{Row, return_rows};
+use crate::errors::Error;
+use crate::fmgr::sql_function;
+use crate::keys;
+use crate::varlena::text_datum;
+
+sql_function! {
+    /// `encryption.cache_statistics() RETURNS SETOF record`: the row of the view `enc_stat_cache`.
+    fn encryption_cache_statistics(call) {
+        let row = keys::with_cache(|cache| {
+            let statistics = cache.statistics();
+            let memory = secret::statistics();
+            Ok(vec![
+                count(statistics.entries),
+                count(statistics.capacity),
+                count(statistics.hits),
+                count(statistics.misses),
+                count(statistics.expirations),
+                count(statistics.evictions),
+                count(memory.locked_bytes),
+                count(memory.unlocked_bytes),
+            ])
+        })?;
+        return_rows(call, &[row])
+    }
+}
+
+sql_function! {
+    /// `encryption.cached_keys() RETURNS SETOF record`: the rows of the view `enc_stat_cache_keys`.
+    fn encryption_cached_keys(call) {
+        let rows = keys::with_cache(|cache| {
+            let now = Instant::now();
+            let row = |entry| -> Result<Row, Error> {
+                let entry: &keyring::cache::CachedKey<_> = entry;
+                Ok(vec![
+                    Some(text_datum(entry.name.as_str().as_bytes())?),
+                    Some(pg_sys::Datum::from(entry.version.get() as i32)),
+                    entry.age(now).as_secs_f64().into_datum(),
+                    cache.expires_in(entry, now).as_secs_f64().into_datum(),
+                    count(entry.hits()),
+                    Some(pg_sys::Datum::from(entry.locked)),
+                ])
+            };
+            cache.entries().map(row).collect::<Result<Vec<_>, _>>()
+        })?;
+        return_rows(call, &rows)
+    }
+}
+
+fn count(number: impl TryInto<i64>) -> Option<pg_sys::Datum> {
+    number.try_into().unwrap_or(i64::MAX).into_datum()
+}
+
+sql_function! {
+    /// `enc_flush_cache() RETURNS void`: this session forgets every key and what it read of the
+    /// catalog.
+    fn enc_flush_cache(_call) {
+        keys::flush();
+        Ok(pg_sys::Datum::from(0usize))
+    }
+}

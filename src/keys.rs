@@ -1,0 +1,353 @@
+//! Joins the catalog, the grants, the providers and the cache: from a key's id to a cipher that
+//! the current user may use.
+//!
+//! All of it is this backend's own. [`encrypting`] and [`decrypting`] are what values come through;
+//! the steps are: has another session changed anything (once a statement), what does the catalog
+//! say (kept until it changes), may the user (kept until roles change), are the key's bytes here
+//! (kept until their time to live ends), and is the cipher for the value's salt derived (kept).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Instant;
+
+use envelope::{
+    DataKey, DerivedCiphers, KeyCipher, KeyId, KeyName, KeyVersion, Nonce, NonceSource, ValueCipher,
+};
+use keyring::cache::{CachedKey, KeyCache, Lookup, StatementId};
+use keyring::secret::Secret;
+use keyring::version::{Subkey, VersionId};
+use pgrx::pg_sys;
+
+use crate::access;
+use crate::catalog::{self, Key, Privilege, Version, invalidation};
+use crate::errors::Error;
+use crate::providers::Providers;
+use crate::{session, settings};
+
+/// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
+/// at some 400 bytes each.
+const DERIVED_CIPHERS: usize = 1024;
+
+/// What this backend knows of keys.
+struct Backend {
+    process_id: u32,
+    statement: i64,
+    catalog_generation: u64,
+    catalog: HashMap<KeyId, Rc<Key>>,
+    access: access::Decisions,
+    cache: KeyCache<Cipher>,
+    derived: DerivedCiphers<Secret<ValueCipher>>,
+    nonces: NonceSource,
+    providers: Providers,
+}
+
+/// What is made of a version's bytes.
+pub(crate) type Cipher = Secret<KeyCipher>;
+
+thread_local! {
+    static BACKEND: RefCell<Option<Backend>> = const { RefCell::new(None) };
+}
+
+/// Calls `body` with this backend's state, which a process that was forked from another begins
+/// anew: memory of secrets is wiped on fork, and two processes must never count from one nonce.
+fn with_backend<T>(body: impl FnOnce(&mut Backend) -> Result<T, Error>) -> Result<T, Error> {
+    BACKEND.with_borrow_mut(|backend| {
+        let process_id = session::process_id();
+        if backend.as_ref().is_some_and(|backend| backend.process_id != process_id) {
+            *backend = None;
+        }
+        body(backend.get_or_insert_with(|| Backend::new(process_id)))
+    })
+}
+
+/// The cipher for one new value, and what goes into its header.
+pub(crate) struct Encrypting<'a> {
+    pub(crate) name: &'a KeyName,
+    pub(crate) version: KeyVersion,
+    pub(crate) nonce: Nonce,
+    pub(crate) cipher: &'a ValueCipher,
+}
+
+/// Calls `body` with the cipher for a new value of `plaintext_len` bytes under the active version
+/// of a key. The current user needs `encrypt` on it, except for the database key.
+///
+/// # Errors
+///
+/// If there is no such key, it has no active version, the user may not, or it can't be had.
+pub(crate) fn encrypting<T>(
+    key_id: KeyId,
+    plaintext_len: usize,
+    body: impl FnOnce(Encrypting<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    with_backend(|backend| {
+        let key = backend.authorized(key_id, Privilege::Encrypt)?;
+        let version = key
+            .active_version()
+            .ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?
+            .number;
+        let cached = backend.opened(&key, version)?;
+        if session::is_new_transaction() {
+            backend.nonces.transaction_start(Instant::now());
+        }
+        let nonce = backend
+            .nonces
+            .next(backend.process_id, plaintext_len)
+            .map_err(|_| Error::RandomUnavailable)?;
+        let cipher = backend.derived.get_or_derive(key_id, version, nonce.salt(), || {
+            Ok::<_, Error>(Secret::new(cached.value.derive(nonce.salt())))
+        })?;
+        body(Encrypting { name: &cached.name, version, nonce, cipher })
+    })
+}
+
+/// Calls `body` with the cipher and the key's name for a value with this key id, version and salt.
+/// The current user needs `privilege` on the key, except for the database key.
+///
+/// # Errors
+///
+/// If there is no such key or version, the version may not be used, the user may not, or it can't
+/// be had.
+pub(crate) fn decrypting<T>(
+    key_id: KeyId,
+    version: KeyVersion,
+    salt: &[u8; envelope::SALT_LEN],
+    privilege: Privilege,
+    body: impl FnOnce(&KeyName, &ValueCipher) -> Result<T, Error>,
+) -> Result<T, Error> {
+    with_backend(|backend| {
+        let key = backend.authorized(key_id, privilege)?;
+        let cached = backend.opened(&key, version)?;
+        let cipher = backend.derived.get_or_derive(key_id, version, salt, || {
+            Ok::<_, Error>(Secret::new(cached.value.derive(salt)))
+        })?;
+        body(&cached.name, cipher)
+    })
+}
+
+/// The key with this id as the catalog has it, or `None`.
+///
+/// # Errors
+///
+/// If the catalog can't be read.
+pub(crate) fn find(key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {
+    with_backend(|backend| {
+        backend.begin_statement();
+        backend.find(key_id)
+    })
+}
+
+/// The key with this name as the catalog has it.
+///
+/// # Errors
+///
+/// If there is none.
+pub(crate) fn named(name: &KeyName) -> Result<Rc<Key>, Error> {
+    match find(name.id())? {
+        Some(key) if key.name == *name => Ok(key),
+        _ => Err(Error::KeyUnknown { key: name.to_string() }),
+    }
+}
+
+/// Fetches a version from its provider, whatever its state and whether it is cached or not, to see
+/// that it can be had and is the right one.
+///
+/// # Errors
+///
+/// If not.
+pub(crate) fn verify(key: &Key, version: &Version) -> Result<(), Error> {
+    with_backend(|backend| {
+        let data_key = backend.providers.open(key, version)?;
+        verify_check_value(key, version, &data_key)
+    })
+}
+
+/// Calls `body` with this backend's providers.
+///
+/// # Errors
+///
+/// What `body` returns.
+pub(crate) fn with_providers<T>(
+    body: impl FnOnce(&mut Providers) -> Result<T, Error>,
+) -> Result<T, Error> {
+    with_backend(|backend| body(&mut backend.providers))
+}
+
+/// Calls `body` with this backend's cache of keys.
+pub(crate) fn with_cache<T>(
+    body: impl FnOnce(&mut KeyCache<Cipher>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    with_backend(|backend| body(&mut backend.cache))
+}
+
+/// Drops every key and everything derived from keys, and has the next use read the catalog and
+/// ask the providers again.
+pub(crate) fn flush() {
+    BACKEND.with_borrow_mut(|backend| {
+        if let Some(backend) = backend {
+            backend.cache.clear();
+            backend.derived.clear();
+            backend.catalog.clear();
+            backend.providers = Providers::default();
+        }
+    });
+}
+
+impl Backend {
+    fn new(process_id: u32) -> Self {
+        Self {
+            process_id,
+            statement: 0,
+            catalog_generation: 0,
+            catalog: HashMap::new(),
+            access: access::Decisions::default(),
+            cache: KeyCache::new(settings::cache_capacity(), settings::cache_ttl()),
+            derived: DerivedCiphers::new(DERIVED_CIPHERS),
+            nonces: NonceSource::new(),
+            providers: Providers::default(),
+        }
+    }
+
+    /// At the first use of a key in a statement, takes notice of what other sessions have
+    /// committed. PostgreSQL itself does so only at the start of a transaction and when it
+    /// acquires a lock that the transaction doesn't have yet.
+    fn begin_statement(&mut self) {
+        // SAFETY: reads a timestamp of this backend's.
+        let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
+        if statement != self.statement && session::may_wait() {
+            // SAFETY: a transaction is in progress, as a type's function is being called, and no
+            // lock of PostgreSQL's is held that forbids it.
+            unsafe { pg_sys::AcceptInvalidationMessages() };
+            self.statement = statement;
+            self.cache.set_limits(settings::cache_capacity(), settings::cache_ttl());
+        }
+    }
+
+    /// The key with this id, if the current user has `privilege` on it.
+    fn authorized(&mut self, key_id: KeyId, privilege: Privilege) -> Result<Rc<Key>, Error> {
+        self.begin_statement();
+        let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
+        if !key.is_database_key() {
+            self.access.check(&key, privilege)?;
+        }
+        Ok(key)
+    }
+
+    fn find(&mut self, key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {
+        // Taken before the catalog is read: a change that arrives while it is counts as unseen.
+        let generation = invalidation::catalog_generation();
+        if self.catalog_generation != generation {
+            self.catalog.clear();
+            self.access.clear();
+            self.catalog_generation = generation;
+        }
+        if let Some(key) = self.catalog.get(&key_id) {
+            return Ok(Some(Rc::clone(key)));
+        }
+        if !session::may_wait() {
+            return Err(Error::KeyUnavailableHere { key: key_id.to_string() });
+        }
+        let Some(key) = catalog::read_key(key_id)? else { return Ok(None) };
+        let key = Rc::new(key);
+        self.forget_unusable(key_id, &key);
+        self.catalog.insert(key_id, Rc::clone(&key));
+        Ok(Some(key))
+    }
+
+    /// Wipes the versions of a key that the catalog says may no longer be used.
+    fn forget_unusable(&mut self, key_id: KeyId, key: &Key) {
+        for version in key.versions.iter().filter(|version| !version.state.decrypts()) {
+            self.cache.forget(key_id, version.number);
+            self.derived.forget(key_id, version.number);
+        }
+    }
+
+    /// The bytes of a version that may decrypt: from the cache, or from its provider.
+    fn opened(&mut self, key: &Key, number: KeyVersion) -> Result<Rc<CachedKey<Cipher>>, Error> {
+        let key_id = key.name.id();
+        let version = usable(key, number)?;
+        if let Lookup::Hit(cached) =
+            self.cache.lookup(key_id, number, self.statement_id(), Instant::now)
+        {
+            return Ok(cached);
+        }
+        if !session::may_wait() {
+            return Err(Error::KeyUnavailableHere { key: key.name.to_string() });
+        }
+        let opened = self.fetch(key, version)?;
+        self.fetch_others(key, number);
+        Ok(opened)
+    }
+
+    /// The key's other readable versions are fetched with the first, so that a statement that
+    /// meets them later doesn't wait again. One that fails is tried again when a value needs it.
+    fn fetch_others(&mut self, key: &Key, but: KeyVersion) {
+        let others = key.versions.iter().filter(|version| {
+            version.state.decrypts()
+                && version.number != but
+                && !self.holds(key, version.number)
+        });
+        for version in others.collect::<Vec<_>>() {
+            if self.fetch(key, version).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Asks the version's provider for its bytes, verifies them and keeps them.
+    fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<Cipher>>, Error> {
+        let data_key = self.providers.open(key, version)?;
+        verify_check_value(key, version, &data_key)?;
+        let cipher = if key.is_database_key() {
+            KeyCipher::new(&Subkey::Transit.derive(&data_key))
+        } else {
+            KeyCipher::new(&data_key)
+        };
+        // What was derived from the version's former bytes is not used with the new.
+        self.derived.forget(key.name.id(), version.number);
+        let cipher = Secret::new(cipher);
+        let locked = Secret::is_locked(&cipher);
+        let (name, number) = (key.name.clone(), version.number);
+        Ok(self.cache.insert(name, number, cipher, locked, self.statement_id(), Instant::now()))
+    }
+
+    fn holds(&self, key: &Key, number: KeyVersion) -> bool {
+        self.cache.entries().any(|entry| entry.name == key.name && entry.version == number)
+    }
+
+    fn statement_id(&self) -> StatementId {
+        StatementId(self.statement.cast_unsigned())
+    }
+}
+
+/// The version of `key` with this number, if it may decrypt.
+fn usable(key: &Key, number: KeyVersion) -> Result<&Version, Error> {
+    use catalog::State;
+
+    let Some(version) = key.version(number) else {
+        return Err(Error::KeyVersionUnknown {
+            key: key.name.to_string(),
+            version: number.get().into(),
+        });
+    };
+    let name = || key.name.clone();
+    match version.state {
+        State::Active | State::Deprecated => Ok(version),
+        State::Pending => Err(Error::KeyVersionPending { key: name(), version: number }),
+        State::Disabled => Err(Error::KeyVersionDisabled { key: name(), version: number }),
+        State::Destroyed => Err(Error::KeyVersionDestroyed { key: name(), version: number }),
+    }
+}
+
+/// Whether the provider returned the key that the version was made with.
+fn verify_check_value(key: &Key, version: &Version, data_key: &DataKey) -> Result<(), Error> {
+    let id = VersionId { keyspace: version.keyspace, name: &key.name, version: version.number };
+    if version.check_value.matches(data_key, &id) {
+        return Ok(());
+    }
+    Err(Error::KeyCheckValueWrong {
+        key: key.name.clone(),
+        version: version.number,
+        provider: version.provider.clone(),
+    })
+}

@@ -1,0 +1,119 @@
+//! The types `encrypted_text` and `encrypted_bytea`: what goes in, what comes out.
+
+mod bytea;
+pub(crate) mod encoding;
+mod modifier;
+mod text;
+
+use envelope::{KeyId, KeyName, Sealed, armor};
+use pgrx::pg_sys;
+
+use crate::catalog::{DATABASE_KEY, Privilege};
+use crate::errors::Error;
+use crate::varlena::{Buffer, Varlena};
+use crate::{keys, value};
+
+pub(crate) use bytea::EncryptedBytea;
+pub(crate) use text::EncryptedText;
+
+/// What the two types have of their own: how a value of the base type becomes a plaintext, and a
+/// plaintext a value of the base type.
+pub(crate) trait EncryptedType {
+    /// The type's name.
+    const NAME: &'static str;
+
+    /// Encrypts a value of the base type, given as the bytes of its varlena.
+    ///
+    /// # Errors
+    ///
+    /// As for [`value::seal`], and if the bytes are armor.
+    fn encrypt(key_id: KeyId, base: &[u8]) -> Result<Buffer, Error>;
+
+    /// Decrypts to a varlena of the base type.
+    ///
+    /// # Errors
+    ///
+    /// As for [`value::open`], and if what was decrypted is not a value of the base type.
+    fn decrypt(value: &Sealed<'_>, privilege: Privilege) -> Result<Buffer, Error>;
+}
+
+/// The key that a value is encrypted under: that of the type modifier, or the database key where
+/// there is none. PostgreSQL gives the input function none for a literal or a parameter, and applies
+/// the length-coercion cast afterwards.
+pub(crate) fn key_of_modifier(modifier: i32) -> Result<KeyId, Error> {
+    match u32::try_from(modifier) {
+        Ok(id) => KeyId::new(id).ok_or(Error::Internal { what: "a key id has its top bit set" }),
+        Err(_) => database_key_id(),
+    }
+}
+
+fn database_key_id() -> Result<KeyId, Error> {
+    thread_local! {
+        static ID: Option<KeyId> = KeyName::parse(DATABASE_KEY).ok().map(|name| name.id());
+    }
+    ID.with(|id| *id).ok_or(Error::Internal { what: "the database key's name is invalid" })
+}
+
+/// Armor in ordinary input is an application writing back what it was shown: encrypted once more it
+/// would look right and be lost.
+pub(crate) fn refuse_armor(input: &[u8]) -> Result<(), Error> {
+    if armor::looks_like_armor(input) { Err(Error::ArmorRefused) } else { Ok(()) }
+}
+
+/// The value under the key of `modifier` and its active version: the length-coercion cast. A value
+/// that already is, is returned as it is; any other is decrypted and encrypted again, for which the
+/// current user needs `decrypt` on its key and `encrypt` on the new one.
+pub(crate) fn coerce<T: EncryptedType>(
+    datum: pg_sys::Datum,
+    modifier: i32,
+) -> Result<pg_sys::Datum, Error> {
+    if modifier < 0 {
+        return Ok(datum);
+    }
+    // SAFETY: SQL declares the cast's first argument with an encrypted type.
+    let stored = unsafe { Varlena::detoast(datum) };
+    match reencrypt::<T>(stored, key_of_modifier(modifier)?)? {
+        Some(value) => Ok(value),
+        None => Ok(stored.datum()),
+    }
+}
+
+/// The value under the active version of the key with this id, or `None` if it is that already.
+pub(crate) fn reencrypt<T: EncryptedType>(
+    stored: Varlena,
+    key_id: KeyId,
+) -> Result<Option<pg_sys::Datum>, Error> {
+    let sealed = Sealed::parse(stored.bytes())?;
+    let header = sealed.header();
+    let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
+    let active = key.active_version().map(|version| version.number);
+    if header.key_id == key_id && active == Some(header.key_version) {
+        return Ok(None);
+    }
+    let plaintext = T::decrypt(&sealed, Privilege::Decrypt)?;
+    let value = T::encrypt(key_id, plaintext.bytes())?;
+    plaintext.free();
+    Ok(Some(value.datum()))
+}
+
+/// A value of an encrypted type, parsed.
+pub(crate) fn parse(value: Varlena) -> Result<Sealed<'static>, Error> {
+    Ok(Sealed::parse(value.bytes())?)
+}
+
+/// The value as armor, for text output.
+pub(crate) fn armored(value: Varlena) -> Result<String, Error> {
+    // Whatever is shown as a value is one.
+    parse(value)?;
+    Ok(armor::encode(value.bytes()))
+}
+
+/// `value::seal` for plaintexts that may not be armor.
+fn seal_input(
+    key_id: KeyId,
+    kind: envelope::PlaintextKind,
+    plaintext: &[u8],
+) -> Result<Buffer, Error> {
+    refuse_armor(plaintext)?;
+    value::seal(key_id, kind, plaintext)
+}

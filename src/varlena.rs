@@ -1,0 +1,176 @@
+//! PostgreSQL's variable-length values (`src/include/varatt.h`), as byte slices.
+
+use std::ffi::c_char;
+
+use pgrx::{pg_sys, varlena};
+
+use crate::errors::Error;
+
+/// The length word before a value's bytes.
+const HEADER_LEN: usize = pg_sys::VARHDRSZ;
+
+/// `MaxAllocSize` of `src/include/utils/memutils.h`, in bytes: also the most that a varlena's length
+/// word can say.
+const MAX_ALLOC_SIZE: usize = 0x3fff_ffff;
+
+/// A value of a variable-length type, neither compressed nor stored elsewhere. It lives in
+/// PostgreSQL's memory and is freed with its memory context.
+#[derive(Clone, Copy)]
+pub(crate) struct Varlena(*mut pg_sys::varlena);
+
+impl Varlena {
+    /// The value that `datum` points to, fetched and decompressed if it is toasted.
+    ///
+    /// # Safety
+    ///
+    /// `datum` is a non-null value of a variable-length type and outlives what is returned.
+    pub(crate) unsafe fn detoast(datum: pg_sys::Datum) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()) })
+    }
+
+    /// The first `len` bytes of the value that `datum` points to, or all if it has fewer. Of a
+    /// value that is stored out of line only the chunks that hold them are fetched.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Varlena::detoast`].
+    pub(crate) unsafe fn detoast_prefix(datum: pg_sys::Datum, len: usize) -> Self {
+        let len = i32::try_from(len).unwrap_or(i32::MAX);
+        // SAFETY: the caller's promise.
+        Self(unsafe { pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, len) })
+    }
+
+    /// The value's bytes.
+    pub(crate) fn bytes<'a>(self) -> &'a [u8] {
+        // SAFETY: the value is neither compressed nor external, so its header tells its length;
+        // it lives as long as the call or the memory context it was made in, which outlives
+        // every use in this library.
+        unsafe { varlena::varlena_to_byte_slice(self.0) }
+    }
+
+    /// The value as PostgreSQL passes it around.
+    pub(crate) fn datum(self) -> pg_sys::Datum {
+        pg_sys::Datum::from(self.0)
+    }
+
+    /// Frees the value if it is not the one that `original` points to, that is, if detoasting
+    /// made a copy (`PG_FREE_IF_COPY`).
+    pub(crate) fn free_if_copy(self, original: pg_sys::Datum) {
+        if self.0 != original.cast_mut_ptr() {
+            // SAFETY: a detoasted copy is a palloc'd chunk that nobody else knows.
+            unsafe { pg_sys::pfree(self.0.cast()) }
+        }
+    }
+}
+
+/// Memory in PostgreSQL's current context that becomes a result: a varlena or a C string.
+///
+/// It has no destructor: PostgreSQL frees it with its memory context, whatever happens.
+pub(crate) struct Buffer {
+    start: *mut u8,
+    len: usize,
+    shape: Shape,
+}
+
+/// What a [`Buffer`] becomes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// A length word of four bytes, then the bytes.
+    Varlena,
+    /// The bytes, then a NUL.
+    CString,
+}
+
+impl Buffer {
+    /// Room for `len` bytes in a value of the given shape.
+    ///
+    /// # Errors
+    ///
+    /// If a value that long would be longer than PostgreSQL can allocate (1 GB).
+    pub(crate) fn new(shape: Shape, len: usize) -> Result<Self, Error> {
+        let total = len.saturating_add(HEADER_LEN);
+        if total > MAX_ALLOC_SIZE {
+            return Err(Error::ValueTooLong);
+        }
+        // SAFETY: palloc returns `total` bytes or raises an error.
+        let start = unsafe { pg_sys::palloc(total) }.cast::<u8>();
+        match shape {
+            // SAFETY: `start` has room for the length word; `total` is below 2^30.
+            Shape::Varlena => unsafe { varlena::set_varsize_4b(start.cast(), total as i32) },
+            // SAFETY: `start` has `len` + 4 bytes.
+            Shape::CString => unsafe { start.add(len).write(0) },
+        }
+        Ok(Self { start, len, shape })
+    }
+
+    fn offset(&self) -> usize {
+        match self.shape {
+            Shape::Varlena => HEADER_LEN,
+            Shape::CString => 0,
+        }
+    }
+
+    /// The bytes, to be filled: whatever the allocator left there before that.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `new` allocated offset + len bytes at `start`, and nothing else refers to them.
+        // The memory comes from a foreign allocator, so its bytes are arbitrary but not
+        // undefined; all of them are overwritten before they are read.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(self.offset()), self.len) }
+    }
+
+    /// The bytes, after they were filled.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: as in `bytes_mut`.
+        unsafe { std::slice::from_raw_parts(self.start.add(self.offset()), self.len) }
+    }
+
+    /// The result as PostgreSQL passes it around.
+    pub(crate) fn datum(self) -> pg_sys::Datum {
+        pg_sys::Datum::from(self.start)
+    }
+
+    /// Where the varlena begins, for a function that takes one while the buffer is kept.
+    pub(crate) fn varlena_pointer(&self) -> *mut u8 {
+        debug_assert!(self.shape == Shape::Varlena);
+        self.start
+    }
+
+    /// Frees the memory before its context does.
+    pub(crate) fn free(self) {
+        // SAFETY: `start` is a palloc'd chunk, and `self` was the only reference to it.
+        unsafe { pg_sys::pfree(self.start.cast()) }
+    }
+
+    /// A value of the given shape with these bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Buffer::new`].
+    pub(crate) fn copy_of(shape: Shape, bytes: &[u8]) -> Result<Self, Error> {
+        let mut buffer = Self::new(shape, bytes.len())?;
+        buffer.bytes_mut().copy_from_slice(bytes);
+        Ok(buffer)
+    }
+}
+
+/// `text` with these bytes, which are valid in the server's encoding.
+///
+/// # Errors
+///
+/// If they are too many.
+pub(crate) fn text_datum(bytes: &[u8]) -> Result<pg_sys::Datum, Error> {
+    Ok(Buffer::copy_of(Shape::Varlena, bytes)?.datum())
+}
+
+/// A C string in PostgreSQL's current memory context. A NUL in `text` ends it.
+pub(crate) fn palloc_cstring(text: &str) -> *const c_char {
+    let bytes = text.split('\0').next().unwrap_or_default().as_bytes();
+    // SAFETY: palloc returns len + 1 bytes, which are filled; the source doesn't overlap.
+    unsafe {
+        let start = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
+        start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        start.add(bytes.len()).write(0);
+        start.cast_const().cast()
+    }
+}
