@@ -1,0 +1,181 @@
+//! Calls over a network that can neither hang nor be kept from being cancelled.
+//!
+//! A call runs on a thread of its own, because nothing else bounds every wait in it: name
+//! resolution has no deadline, and a blocked read does not see a cancel. The calling thread waits
+//! for the answer, asks at least every 10 ms whether to give up, and gives up at the deadline
+//! whatever the other thread does. A call that was given up finishes on its own, at its own
+//! time-outs; what it returns is dropped, and wiped by its type.
+//!
+//! All signals are blocked in the thread, so that handlers that the process has (PostgreSQL's are
+//! not written for threads) run where they always did.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
+use crate::sys::BlockedSignals;
+
+/// How long a request to a provider may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// To connect, the TLS handshake included.
+    pub connect: Duration,
+    /// For everything that one call of a provider's method sends, logins and second tries included.
+    pub total: Duration,
+}
+
+impl Default for RequestLimits {
+    /// One second to connect, five seconds in total.
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(1), total: Duration::from_secs(5) }
+    }
+}
+
+/// How many calls that were given up may still be running. With more, a server that never answers
+/// would cost a thread for every statement; a new call then fails at once instead.
+const MAX_ABANDONED: usize = 4;
+
+/// How long the caller waits before it asks again whether to give up.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// The calls that were given up and still run.
+static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs `work` on a thread of its own and waits for what it returns, at most until `deadline`.
+///
+/// # Errors
+///
+/// * [`ProviderErrorKind::TimedOut`] at the deadline.
+/// * [`ProviderErrorKind::Interrupted`] when `interrupt` says so.
+/// * [`ProviderErrorKind::Unreachable`] if the thread can't be started, if it panics, or if
+///   several earlier calls that were given up still run.
+pub fn call<T: Send + 'static>(
+    deadline: Instant,
+    interrupt: &dyn Interrupt,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ProviderError> {
+    if interrupt.pending() {
+        return Err(interrupted());
+    }
+    if ABANDONED.load(Ordering::Acquire) >= MAX_ABANDONED {
+        return Err(ProviderError::new(
+            ProviderErrorKind::Unreachable,
+            "earlier requests to the key provider have not ended yet",
+        )
+        .with_hint(
+            "The server accepts connections without answering, or its name can't be resolved.",
+        ));
+    }
+    let ticket = Arc::new(Ticket::default());
+    let (sender, receiver) = mpsc::sync_channel(1);
+    start({
+        let ticket = Arc::clone(&ticket);
+        move || {
+            let _ended = Ended(ticket);
+            // Nothing that `work` has can be seen after a panic: it owns all of it.
+            if let Ok(answer) = panic::catch_unwind(AssertUnwindSafe(work)) {
+                // The receiver is gone when the call was given up. The answer is dropped then.
+                let _ = sender.send(answer);
+            }
+        }
+    })?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left.min(INTERVAL)) {
+            Ok(answer) => return Ok(answer),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(ProviderError::new(
+                    ProviderErrorKind::Unreachable,
+                    "the request to the key provider ended without a result",
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) if interrupt.pending() => {
+                ticket.abandon();
+                return Err(interrupted());
+            }
+            Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                ticket.abandon();
+                return Err(ProviderError::new(
+                    ProviderErrorKind::TimedOut,
+                    "the key provider did not answer in time",
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// Waits for `duration`, but not past `deadline`.
+///
+/// # Errors
+///
+/// [`ProviderErrorKind::Interrupted`] when `interrupt` says so.
+pub(crate) fn pause(
+    duration: Duration,
+    deadline: Instant,
+    interrupt: &dyn Interrupt,
+) -> Result<(), ProviderError> {
+    let end = deadline.min(Instant::now() + duration);
+    loop {
+        if interrupt.pending() {
+            return Err(interrupted());
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(INTERVAL));
+    }
+}
+
+fn interrupted() -> ProviderError {
+    ProviderError::new(
+        ProviderErrorKind::Interrupted,
+        "the request to the key provider was cancelled",
+    )
+}
+
+/// Starts a thread in which all signals are blocked.
+fn start(work: impl FnOnce() + Send + 'static) -> Result<(), ProviderError> {
+    let started = BlockedSignals::new()
+        .and_then(|_blocked| thread::Builder::new().name("key provider".to_owned()).spawn(work));
+    started.map(drop).map_err(|error| {
+        ProviderError::new(
+            ProviderErrorKind::Unreachable,
+            format!("could not start a thread for the request to the key provider: {error}"),
+        )
+    })
+}
+
+/// What the two threads of a call know of each other.
+#[derive(Default)]
+struct Ticket {
+    /// The first of the two to leave sets it: the call has ended, or was given up.
+    left: AtomicBool,
+}
+
+impl Ticket {
+    /// The caller leaves. Counts the call if it still runs.
+    fn abandon(&self) {
+        ABANDONED.fetch_add(1, Ordering::AcqRel);
+        if self.left.swap(true, Ordering::AcqRel) {
+            ABANDONED.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Held by a call while it runs.
+struct Ended(Arc<Ticket>);
+
+impl Drop for Ended {
+    /// The call ends. If it had been given up, it no longer counts.
+    fn drop(&mut self) {
+        if self.0.left.swap(true, Ordering::AcqRel) {
+            ABANDONED.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! What a provider of keys does, and how it fails.
+//!
+//! There are two kinds behind one trait. A *direct* provider keeps the data encryption keys itself
+//! and hands them over by name and version: a file, a KV secrets engine. An *envelope* provider
+//! keeps a key encryption key that never leaves it, and wraps and unwraps data encryption keys that
+//! the extension stores wrapped in its catalog.
+
+use std::fmt;
+
+use envelope::{DataKey, KeyName, KeyVersion};
+
+use crate::version::VersionId;
+
+/// A provider of keys, set up from its settings. One instance serves one process and one thread;
+/// it may keep a login and a connection between calls.
+///
+/// # The contract
+///
+/// * A provider answers what the bytes of a version are. Which keys and versions exist, and which
+///   one is in use, is the catalog's to say.
+/// * A *reference* says where a version's bytes are, relative to the place that the settings name
+///   (a mount and a prefix, a file, a key encryption key), so that another server can reach the
+///   same version by other settings. It is text without secrets, and the provider takes it back
+///   for as long as the version exists. The number in it is the provider's own, which may differ
+///   from the database's once a key has moved between providers.
+/// * Every call ends within the deadline of the settings, and at once when its
+///   [`Interrupt`] says so.
+/// * Nothing of a key, a token, a secret id or an answer's body is in any error.
+/// * A caller compares what `open` returns with the version's check value: the provider need not
+///   know it.
+pub trait Provider {
+    /// The versions of `name` that exist at a direct provider and can be read, without those whose
+    /// references are in `known`, in ascending order. None if there is no such key. An envelope
+    /// provider has none.
+    ///
+    /// # Errors
+    ///
+    /// If the provider can't say, or one of the versions is not a key.
+    fn discover(
+        &mut self,
+        name: &KeyName,
+        known: &[&str],
+    ) -> Result<Vec<FoundVersion>, ProviderError>;
+
+    /// Makes a new version. A direct provider keeps it as the newest of the key, and fails with
+    /// [`ProviderErrorKind::Conflict`] rather than replace one that somebody else made since
+    /// [`Provider::discover`].
+    ///
+    /// When the call fails after the request was sent, the version may exist all the same; a later
+    /// `discover` finds it.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be made; [`ProviderErrorKind::WriteDenied`] if the policy allows reading only.
+    fn make(&mut self, id: &VersionId<'_>) -> Result<MadeVersion, ProviderError>;
+
+    /// The bytes of version `id`, from the `reference` and the `wrapped` key that `discover` or
+    /// `make` gave.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be had, or are not 32 bytes.
+    fn open(
+        &mut self,
+        id: &VersionId<'_>,
+        reference: &str,
+        wrapped: Option<&[u8]>,
+    ) -> Result<DataKey, ProviderError>;
+}
+
+/// A version that exists at a direct provider.
+#[derive(Debug)]
+pub struct FoundVersion {
+    /// The provider's own number of it.
+    pub number: KeyVersion,
+    /// Where it is.
+    pub reference: String,
+    /// Its bytes.
+    pub key: DataKey,
+}
+
+/// A version that a provider has just made.
+#[derive(Debug)]
+pub struct MadeVersion {
+    /// Where it is.
+    pub reference: String,
+    /// The key as an envelope provider wrapped it, for the catalog; `None` from a direct one.
+    pub wrapped: Option<Vec<u8>>,
+    /// Its bytes.
+    pub key: DataKey,
+    /// A direct provider's own number of it.
+    pub number: Option<KeyVersion>,
+    /// What the administrator should know, such as that the provider will drop old versions.
+    pub warning: Option<String>,
+}
+
+/// Whether the caller wants to give up: a statement was cancelled, a session ended.
+///
+/// Asked at least every 10 ms while a provider waits, on the thread that called the provider. It
+/// must return at once.
+pub trait Interrupt {
+    /// True to give up: the provider's call fails with [`ProviderErrorKind::Interrupted`].
+    fn pending(&self) -> bool;
+}
+
+impl<F: Fn() -> bool> Interrupt for F {
+    fn pending(&self) -> bool {
+        self()
+    }
+}
+
+/// Why a provider could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderError {
+    /// The kind, from which the caller picks an SQLSTATE.
+    pub kind: ProviderErrorKind,
+    /// What happened, in PostgreSQL's style: lower case, no period, no secret.
+    pub message: String,
+    /// What to do about it, in full sentences.
+    pub hint: Option<String>,
+}
+
+impl ProviderError {
+    /// An error without a hint.
+    pub fn new(kind: ProviderErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    /// The same error with a hint.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ProviderError {}
+
+/// What kind of failure it is; each has an SQLSTATE of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProviderErrorKind {
+    /// The settings can't be used: one is missing or malformed, or a file that they name is.
+    Configuration,
+    /// No connection, or the server says that it can't serve now.
+    Unreachable,
+    /// No answer in time.
+    TimedOut,
+    /// The server runs but is sealed.
+    Sealed,
+    /// The server asks for fewer requests.
+    Throttled,
+    /// The login is not accepted, or its token has expired and there is no new one.
+    LoginFailed,
+    /// The login is good, and its policy does not allow the reading.
+    Denied,
+    /// There is no such key.
+    KeyMissing,
+    /// There is such a key, without that version.
+    VersionMissing,
+    /// The policy does not allow making a version.
+    WriteDenied,
+    /// The answer is not what the provider's interface specifies.
+    AnswerInvalid,
+    /// What is stored as a key does not have 256 bits.
+    KeyLengthWrong,
+    /// There is no keyring file.
+    KeyringMissing,
+    /// The keyring file can't be read.
+    KeyringUnreadable,
+    /// The keyring file is not a keyring.
+    KeyringMalformed,
+    /// Others could read or replace the keyring file.
+    KeyringInsecure,
+    /// The keyring file can't be written.
+    KeyringUnwritable,
+    /// Somebody else made a version meanwhile.
+    Conflict,
+    /// The operating system has no random bytes.
+    RandomUnavailable,
+    /// The caller's [`Interrupt`] asked to give up.
+    Interrupted,
+}
+
+impl ProviderErrorKind {
+    /// Whether the provider is out of reach, rather than having said no: a key that is cached may
+    /// then be used for a while past its time. A login that fails is an outage, since it says
+    /// nothing about the key; a denial for a login that works is not.
+    #[must_use]
+    pub fn is_outage(self) -> bool {
+        match self {
+            Self::Unreachable
+            | Self::TimedOut
+            | Self::Sealed
+            | Self::Throttled
+            | Self::LoginFailed => true,
+            Self::Configuration
+            | Self::Denied
+            | Self::KeyMissing
+            | Self::VersionMissing
+            | Self::WriteDenied
+            | Self::AnswerInvalid
+            | Self::KeyLengthWrong
+            | Self::KeyringMissing
+            | Self::KeyringUnreadable
+            | Self::KeyringMalformed
+            | Self::KeyringInsecure
+            | Self::KeyringUnwritable
+            | Self::Conflict
+            | Self::RandomUnavailable
+            | Self::Interrupted => false,
+        }
+    }
+}
+
+/// A new data encryption key from the operating system's random number generator.
+pub(crate) fn generate_key() -> Result<DataKey, ProviderError> {
+    DataKey::generate().map_err(|_| {
+        ProviderError::new(
+            ProviderErrorKind::RandomUnavailable,
+            "the operating system has no random bytes to make a key from",
+        )
+    })
+}
+
+/// The key that `text` says in base64 (RFC 4648, the standard alphabet, padding optional,
+/// surrounding white space ignored), or what is wrong with it.
+pub(crate) fn key_from_base64(text: &str) -> Result<DataKey, KeyTextError> {
+    use base64::Engine;
+    use base64::alphabet::STANDARD;
+    use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+    use zeroize::Zeroizing;
+
+    const LENIENT_ABOUT_PADDING: GeneralPurpose = GeneralPurpose::new(
+        &STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    let text = text.trim_ascii();
+    let mut bytes = Zeroizing::new(vec![0; text.len() / 4 * 3 + 3]);
+    let len = LENIENT_ABOUT_PADDING
+        .decode_slice(text, &mut bytes)
+        .map_err(|_| KeyTextError::NotBase64)?;
+    let key = <&[u8; DataKey::LEN]>::try_from(&bytes[..len])
+        .map_err(|_| KeyTextError::Length { bytes: len })?;
+    Ok(DataKey::new(*key))
+}
+
+/// Why a text is not a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyTextError {
+    NotBase64,
+    Length { bytes: usize },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_from_base64() {
+        let padded = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let expected: [u8; 32] = std::array::from_fn(|i| u8::try_from(i).unwrap());
+        for text in [padded, padded.trim_end_matches('='), &format!(" \n{padded}\r\n\t")] {
+            assert_eq!(key_from_base64(text).unwrap().expose(), &expected);
+        }
+        let refused = |text: &str| key_from_base64(text).unwrap_err();
+        assert_eq!(refused(""), KeyTextError::Length { bytes: 0 });
+        assert_eq!(refused("AAAA"), KeyTextError::Length { bytes: 3 });
+        assert_eq!(refused(&"A".repeat(44)), KeyTextError::Length { bytes: 33 });
+        assert_eq!(
+            refused("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh!="),
+            KeyTextError::NotBase64
+        );
+        // The last digit must not have bits that say nothing.
+        assert_eq!(
+            refused("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9="),
+            KeyTextError::NotBase64
+        );
+        // The URL-safe alphabet is another one.
+        assert_eq!(refused(&"_".repeat(43)), KeyTextError::NotBase64);
+    }
+
+    #[test]
+    fn only_what_says_nothing_about_the_key_is_an_outage() {
+        assert!(ProviderErrorKind::LoginFailed.is_outage());
+        assert!(ProviderErrorKind::Sealed.is_outage());
+        assert!(!ProviderErrorKind::Denied.is_outage());
+        assert!(!ProviderErrorKind::VersionMissing.is_outage());
+        assert!(!ProviderErrorKind::AnswerInvalid.is_outage());
+        assert!(!ProviderErrorKind::Interrupted.is_outage());
+    }
+}

@@ -1,0 +1,265 @@
+//! What Vault answers.
+
+use envelope::KeyVersion;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use zeroize::Zeroizing;
+
+/// An answer to a request. The body may have keys and tokens in it: it is wiped, and `Debug` is not
+/// implemented.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+/// A version of a secret.
+pub(super) struct Secret {
+    pub(super) state: SecretState,
+    /// Its number; 0 if there is no such secret.
+    pub(super) version: u32,
+    /// The field `key`.
+    pub(super) key: Result<Zeroizing<String>, NoKey>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SecretState {
+    /// It can be read.
+    Live,
+    /// Its contents are deleted or destroyed.
+    Deleted,
+    /// There is no such version, or no such secret.
+    Missing,
+}
+
+/// Why a secret has no key.
+pub(super) enum NoKey {
+    NoField,
+    NotText,
+}
+
+impl NoKey {
+    pub(super) fn describe(&self) -> &'static str {
+        match self {
+            Self::NoField => "has no field \"key\"",
+            Self::NotText => "has a field \"key\" that is not a string",
+        }
+    }
+}
+
+/// The result of writing a secret.
+pub(super) enum Written {
+    Version(KeyVersion),
+    /// The newest version was not the one that the request named.
+    Conflict,
+    Unknown,
+}
+
+/// A login.
+pub(super) struct LoggedIn {
+    pub(super) token: Zeroizing<String>,
+    /// How long the token lives, in seconds; 0 for ever.
+    pub(super) lease_seconds: u64,
+}
+
+/// How many versions the engine keeps, and how long.
+pub(super) struct Limits {
+    /// 0: as many as the mount says, or else the engine's default.
+    pub(super) max_versions: u32,
+    pub(super) expires: bool,
+}
+
+impl Answer {
+    /// Whether the body says `text` as an error. Vault has no error codes.
+    fn has_error(&self, text: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Body {
+            #[serde(default)]
+            errors: Vec<String>,
+        }
+        serde_json::from_slice::<Body>(&self.body)
+            .is_ok_and(|body| body.errors.iter().any(|e| e.to_ascii_lowercase().contains(text)))
+    }
+
+    /// Whether the server is sealed.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.status == 503 && self.has_error("sealed")
+    }
+
+    /// Whether nothing is mounted where the request went.
+    pub(super) fn is_no_mount(&self) -> bool {
+        self.status == 404 && self.has_error("no handler for route")
+    }
+
+    /// The answer to reading `<mount>/data/<path>`, if it is one.
+    pub(super) fn secret(&self) -> Option<Secret> {
+        #[derive(Deserialize)]
+        struct Body<'a> {
+            #[serde(borrow, default)]
+            data: Option<Data<'a>>,
+            #[serde(default)]
+            errors: Option<Vec<String>>,
+        }
+        #[derive(Deserialize)]
+        struct Data<'a> {
+            #[serde(borrow)]
+            data: Option<Fields<'a>>,
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Fields<'a> {
+            #[serde(borrow, default)]
+            key: Option<&'a RawValue>,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            version: u32,
+        }
+        let body: Body<'_> = serde_json::from_slice(&self.body).ok()?;
+        let (state, version, fields) = match (self.status, body.data, body.errors) {
+            (200, Some(Data { data: Some(fields), metadata }), _) => {
+                (SecretState::Live, metadata.version, Some(fields))
+            }
+            (404, Some(Data { data: None, metadata }), _) => {
+                (SecretState::Deleted, metadata.version, None)
+            }
+            (404, None, Some(_)) => (SecretState::Missing, 0, None),
+            _ => return None,
+        };
+        let key = match fields.and_then(|f| f.key) {
+            None => Err(NoKey::NoField),
+            Some(raw) => {
+                serde_json::from_str(raw.get()).map(Zeroizing::new).map_err(|_| NoKey::NotText)
+            }
+        };
+        Some(Secret { state, version, key })
+    }
+
+    /// The answer to writing `<mount>/data/<path>`.
+    pub(super) fn written(&self) -> Written {
+        #[derive(Deserialize)]
+        struct Body {
+            data: Data,
+        }
+        #[derive(Deserialize)]
+        struct Data {
+            version: u32,
+        }
+        if self.status == 400 && self.has_error("check-and-set parameter did not match") {
+            return Written::Conflict;
+        }
+        let body = serde_json::from_slice::<Body>(&self.body).ok().filter(|_| self.status == 200);
+        match body.and_then(|body| KeyVersion::new(body.data.version)) {
+            Some(version) => Written::Version(version),
+            None => Written::Unknown,
+        }
+    }
+
+    /// The answer to a login, if it succeeded.
+    pub(super) fn logged_in(&self) -> Option<LoggedIn> {
+        #[derive(Deserialize)]
+        struct Body<'a> {
+            #[serde(borrow)]
+            auth: Auth<'a>,
+        }
+        #[derive(Deserialize)]
+        struct Auth<'a> {
+            client_token: &'a str,
+            lease_duration: u64,
+        }
+        let body: Body<'_> =
+            serde_json::from_slice(&self.body).ok().filter(|_| self.status == 200)?;
+        let Auth { client_token, lease_duration } = body.auth;
+        let usable = !client_token.is_empty() && client_token.bytes().all(|b| b.is_ascii_graphic());
+        usable.then(|| LoggedIn {
+            token: Zeroizing::new(client_token.to_owned()),
+            lease_seconds: lease_duration,
+        })
+    }
+
+    /// The answer to reading `<mount>/metadata/<path>` or `<mount>/config`, if it is one.
+    pub(super) fn limits(&self) -> Option<Limits> {
+        #[derive(Deserialize)]
+        struct Body {
+            data: Data,
+        }
+        #[derive(Deserialize)]
+        struct Data {
+            max_versions: u32,
+            #[serde(default)]
+            delete_version_after: String,
+        }
+        let body: Body = serde_json::from_slice(&self.body).ok().filter(|_| self.status == 200)?;
+        let Data { max_versions, delete_version_after } = body.data;
+        let expires = !matches!(delete_version_after.as_str(), "" | "0s" | "0");
+        Some(Limits { max_versions, expires })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer { status, body: Zeroizing::new(body.as_bytes().to_vec()) }
+    }
+
+    fn secret(status: u16, body: &str) -> Option<(SecretState, u32, Option<String>)> {
+        let Secret { state, version, key } = answer(status, body).secret()?;
+        Some((state, version, key.ok().map(|key| key.to_string())))
+    }
+
+    #[test]
+    fn secrets_are_told_apart() {
+        let live =
+            r#"{"data":{"data":{"key":"AA\n","x":{}},"metadata":{"version":3,"destroyed":false}}}"#;
+        assert_eq!(secret(200, live), Some((SecretState::Live, 3, Some("AA\n".to_owned()))));
+        let deleted = r#"{"data":{"data":null,"metadata":{"version":2}}}"#;
+        assert_eq!(secret(404, deleted), Some((SecretState::Deleted, 2, None)));
+        assert_eq!(secret(404, r#"{"errors":[]}"#), Some((SecretState::Missing, 0, None)));
+        for (status, body) in [
+            (200, ""),
+            (200, "[]"),
+            (200, r#"{"data":null}"#),
+            (200, deleted),
+            (200, r#"{"data":{"key":"AAAA"}}"#),
+            (200, r#"{"data":{"data":{},"metadata":{}}}"#),
+            (200, r#"{"data":{"data":{},"metadata":{"version":-1}}}"#),
+            (404, "not found"),
+            (404, "{}"),
+            (404, "[]"),
+            (204, live),
+        ] {
+            assert_eq!(secret(status, body), None, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_key_must_be_text() {
+        for value in ["1", "null", "{}", "[\"AA\"]"] {
+            let body =
+                format!(r#"{{"data":{{"data":{{"key":{value}}},"metadata":{{"version":1}}}}}}"#);
+            let key = answer(200, &body).secret().unwrap().key;
+            assert!(key.is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_token_must_fit_into_a_header() {
+        let login = |token: &str| {
+            let body = format!(r#"{{"auth":{{"client_token":"{token}","lease_duration":60}}}}"#);
+            answer(200, &body).logged_in().map(|login| login.token.to_string())
+        };
+        assert_eq!(login("s.abc").as_deref(), Some("s.abc"));
+        assert_eq!(login(""), None);
+        assert_eq!(login("a b"), None);
+        assert_eq!(login(r"a\nb"), None);
+    }
+
+    #[test]
+    fn errors_are_read_from_the_body() {
+        assert!(answer(503, r#"{"errors":["Vault is sealed"]}"#).is_sealed());
+        assert!(!answer(503, r#"{"errors":["busy"]}"#).is_sealed());
+        assert!(!answer(503, "sealed").is_sealed());
+        assert!(!answer(200, r#"{"errors":["Vault is sealed"]}"#).is_sealed());
+    }
+}

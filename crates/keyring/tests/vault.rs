@@ -1,0 +1,505 @@
+//! The provider `vault`, against an OpenBao server.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use envelope::{DataKey, KeyName, KeyVersion};
+use harness::openbao::{self, OpenBao};
+use keyring::call::RequestLimits;
+use keyring::provider::{MadeVersion, Provider, ProviderError, ProviderErrorKind};
+use keyring::vault::{VaultAuth, VaultOptions, VaultProvider, VaultSettings};
+use keyring::version::{Keyspace, VersionId};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// 32 times 1, and 32 times 2.
+const ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+const TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+
+const READ_ONLY: &str = r#"path "secret/data/keys/*" { capabilities = ["read"] }"#;
+
+macro_rules! server {
+    ($start:ident) => {
+        match OpenBao::$start() {
+            Some(server) => server,
+            None => {
+                let test = std::thread::current();
+                harness::skip(test.name().unwrap_or("vault"), "there is no bao to run");
+                return;
+            }
+        }
+    };
+}
+
+/// A provider's settings, and the folder with the files that they name.
+struct Setup {
+    folder: TempDir,
+    options: VaultOptions,
+}
+
+impl Setup {
+    fn with_token(server: &OpenBao, token: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        fs::write(&file, format!("{token}\n")).unwrap();
+        Self::new(server, folder, VaultAuth::TokenFile(file))
+    }
+
+    fn with_approle(server: &OpenBao, (role_id, secret_id): &(String, String)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let role_id_file = folder.path().join("role_id");
+        let secret_id_file = folder.path().join("secret_id");
+        fs::write(&role_id_file, role_id).unwrap();
+        fs::write(&secret_id_file, secret_id).unwrap();
+        let mount = VaultOptions::DEFAULT_APPROLE_MOUNT.to_owned();
+        Self::new(server, folder, VaultAuth::AppRole { mount, role_id_file, secret_id_file })
+    }
+
+    fn new(server: &OpenBao, folder: TempDir, auth: VaultAuth) -> Self {
+        let address = server.address();
+        let ca_file = address.starts_with("https").then(|| server.ca_file());
+        let options = VaultOptions {
+            address,
+            namespace: None,
+            mount: VaultOptions::DEFAULT_MOUNT.to_owned(),
+            path_prefix: VaultOptions::DEFAULT_PATH_PREFIX.to_owned(),
+            ca_file,
+            auth,
+            limits: RequestLimits::default(),
+        };
+        Self { folder, options }
+    }
+
+    fn provider(&self) -> VaultProvider {
+        self.interruptible_provider(|| false)
+    }
+
+    fn interruptible_provider(&self, interrupt: impl Fn() -> bool + 'static) -> VaultProvider {
+        let settings = VaultSettings::parse(self.options.clone()).unwrap();
+        VaultProvider::new(settings, Box::new(interrupt))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+fn name(name: &str) -> KeyName {
+    KeyName::parse(name).unwrap()
+}
+
+fn discover(
+    provider: &mut VaultProvider,
+    key: &str,
+    known: &[&str],
+) -> Result<Vec<(u32, String, u8)>, ProviderError> {
+    let found = provider.discover(&name(key), known)?;
+    Ok(found.into_iter().map(|v| (v.number.get(), v.reference, v.key.expose()[0])).collect())
+}
+
+fn open(provider: &mut VaultProvider, reference: &str) -> Result<DataKey, ProviderError> {
+    let name = name("database");
+    let version = KeyVersion::new(99).unwrap();
+    // What the database calls it does not matter: the reference decides.
+    provider.open(&VersionId { keyspace: Keyspace([7; 16]), name: &name, version }, reference, None)
+}
+
+fn make(provider: &mut VaultProvider, key: &str) -> Result<MadeVersion, ProviderError> {
+    let (name, version) = (name(key), KeyVersion::FIRST);
+    provider.make(&VersionId { keyspace: Keyspace([7; 16]), name: &name, version })
+}
+
+#[track_caller]
+fn fails<T>(result: Result<T, ProviderError>, kind: ProviderErrorKind) -> String {
+    let error = result.err().expect("an error");
+    let text = format!("{error} / {}", error.hint.as_deref().unwrap_or_default());
+    assert_eq!(error.kind, kind, "{text}");
+    for secret in [ONE, TWO, "AQEB", "AgIC"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+    // OpenBao's tokens.
+    assert!(!text.split([' ', '"']).any(|word| word.starts_with("s.")), "{text}");
+    text
+}
+
+fn found(versions: &[(u32, u8)]) -> Vec<(u32, String, u8)> {
+    versions.iter().map(|(n, byte)| (*n, format!("user_pii?version={n}"), *byte)).collect()
+}
+
+#[test]
+fn what_an_administrator_wrote_is_found_and_opened() {
+    let server = server!(start_with_tls);
+    server.policy("read-keys", READ_ONLY);
+    let setup = Setup::with_token(&server, &server.token(&["read-keys"], "1h"));
+    let mut vault = setup.provider();
+
+    // Not there yet, and this policy cannot make it: the error says what to write.
+    assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), []);
+    let text = fails(make(&mut vault, "user_pii"), ProviderErrorKind::WriteDenied);
+    let command = "vault kv put secret/keys/user_pii key=$(openssl rand -base64 32)";
+    assert!(text.contains(command), "{text}");
+    let missing = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::KeyMissing);
+    assert!(missing.contains("secret/keys/user_pii"), "{missing}");
+
+    assert_eq!(server.kv_put("keys/user_pii", ONE), 1);
+    // Without padding, and with the line end that a file leaves.
+    assert_eq!(server.kv_put("keys/user_pii", &format!("{}\n", TWO.trim_end_matches('='))), 2);
+    assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), found(&[(1, 1), (2, 2)]));
+    let known = ["user_pii?version=1"];
+    assert_eq!(discover(&mut vault, "user_pii", &known).unwrap(), found(&[(2, 2)]));
+    let known = ["user_pii?version=2"];
+    assert_eq!(discover(&mut vault, "user_pii", &known).unwrap(), found(&[(1, 1)]));
+    let known = ["user_pii?version=2", "user_pii?version=1"];
+    assert_eq!(discover(&mut vault, "user_pii", &known).unwrap(), []);
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+    assert_eq!(open(&mut vault, "user_pii?version=2").unwrap().expose(), &[2; 32]);
+    fails(open(&mut vault, "user_pii?version=3"), ProviderErrorKind::VersionMissing);
+    fails(open(&mut vault, "user_pii?version=3&x"), ProviderErrorKind::Configuration);
+
+    // Another folder is not within the policy.
+    let mut other = setup.options.clone();
+    other.path_prefix = "others".to_owned();
+    let other = VaultProvider::new(VaultSettings::parse(other).unwrap(), Box::new(|| false));
+    let mut other = other;
+    let text = fails(discover(&mut other, "user_pii", &[]), ProviderErrorKind::Denied);
+    assert!(text.contains(r#"path "secret/data/others/*" { capabilities = ["read"] }"#), "{text}");
+}
+
+#[test]
+fn a_policy_that_can_write_makes_versions() {
+    let server = server!(start);
+    let setup = Setup::with_token(&server, server.root_token());
+    let mut vault = setup.provider();
+    let first = make(&mut vault, "user_pii").unwrap();
+    assert_eq!(first.reference, "user_pii?version=1");
+    assert_eq!(first.number, Some(KeyVersion::FIRST));
+    let warning = first.warning.unwrap();
+    assert!(warning.contains("10 versions"), "{warning}");
+    let opened = open(&mut setup.provider(), &first.reference).unwrap();
+    assert_eq!(opened.expose(), first.key.expose());
+
+    // With the limit raised there is nothing to warn of.
+    let raised = json!({ "max_versions": 1000 });
+    assert_eq!(server.request("POST", "secret/metadata/keys/user_pii", raised).0, 204);
+    let second = make(&mut vault, "user_pii").unwrap();
+    assert_eq!((second.reference.as_str(), second.warning), ("user_pii?version=2", None));
+    assert_ne!(second.key.expose(), first.key.expose());
+    let expiring = json!({ "delete_version_after": "720h" });
+    assert_eq!(server.request("POST", "secret/config", expiring).0, 204);
+    let warning = make(&mut vault, "user_pii").unwrap().warning.unwrap();
+    assert!(warning.contains("delete_version_after"), "{warning}");
+
+    // The least that making needs, without a look at the metadata.
+    server.policy(
+        "make-keys",
+        r#"path "secret/data/keys/*" { capabilities = ["read", "create", "update"] }"#,
+    );
+    let setup = Setup::with_token(&server, &server.token(&["make-keys"], "1h"));
+    let made = make(&mut setup.provider(), "user_pii").unwrap();
+    assert_eq!((made.reference.as_str(), made.warning), ("user_pii?version=4", None));
+}
+
+#[test]
+fn a_version_that_somebody_else_made_is_not_replaced() {
+    let server = server!(start);
+    let setup = Setup::with_token(&server, server.root_token());
+    let (mut one, mut other) = (setup.provider(), setup.provider());
+    assert_eq!(discover(&mut one, "user_pii", &[]).unwrap(), []);
+    make(&mut other, "user_pii").unwrap();
+    fails(make(&mut one, "user_pii"), ProviderErrorKind::Conflict);
+    assert_eq!(discover(&mut one, "user_pii", &[]).unwrap().len(), 1);
+    assert_eq!(make(&mut one, "user_pii").unwrap().reference, "user_pii?version=2");
+}
+
+#[test]
+fn deleted_and_dropped_versions_are_passed_over() {
+    let server = server!(start);
+    let setup = Setup::with_token(&server, server.root_token());
+    let mut vault = setup.provider();
+    for version in 1..=5 {
+        let key = if version % 2 == 1 { ONE } else { TWO };
+        assert_eq!(server.kv_put("keys/user_pii", key), version);
+    }
+    let versions = |list: &[u32]| json!({ "versions": list });
+    assert_eq!(server.request("POST", "secret/delete/keys/user_pii", versions(&[2])).0, 204);
+    assert_eq!(server.request("PUT", "secret/destroy/keys/user_pii", versions(&[3])).0, 204);
+    assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), found(&[(1, 1), (4, 2), (5, 1)]));
+    let text = fails(open(&mut vault, "user_pii?version=2"), ProviderErrorKind::VersionMissing);
+    assert!(text.contains("vault kv undelete -versions=2 secret/keys/user_pii"), "{text}");
+    fails(open(&mut vault, "user_pii?version=3"), ProviderErrorKind::VersionMissing);
+
+    // The newest one is deleted: the older ones are still found, and the next is after it.
+    assert_eq!(server.request("DELETE", "secret/data/keys/user_pii", Value::Null).0, 204);
+    assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), found(&[(1, 1), (4, 2)]));
+    assert_eq!(make(&mut vault, "user_pii").unwrap().reference, "user_pii?version=6");
+
+    for _ in 0..8 {
+        server.kv_put("keys/user_pii", ONE);
+    }
+    // Ten are kept: 5 to 14, and 5 is deleted.
+    let left: Vec<_> =
+        discover(&mut vault, "user_pii", &[]).unwrap().into_iter().map(|v| v.0).collect();
+    assert_eq!(left, [6, 7, 8, 9, 10, 11, 12, 13, 14]);
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::VersionMissing);
+}
+
+#[test]
+fn what_is_not_a_key_is_told() {
+    let server = server!(start);
+    let setup = Setup::with_token(&server, server.root_token());
+    let mut vault = setup.provider();
+    for (fields, kind, what) in [
+        (json!({ "key": "AQEB" }), ProviderErrorKind::KeyLengthWrong, "3 bytes"),
+        (json!({ "key": "" }), ProviderErrorKind::KeyLengthWrong, "0 bytes"),
+        (json!({ "key": format!("AQEB{ONE}") }), ProviderErrorKind::KeyLengthWrong, "35 bytes"),
+        (json!({ "key": "not base64!" }), ProviderErrorKind::AnswerInvalid, "not base64"),
+        (json!({ "key": [1, 2] }), ProviderErrorKind::AnswerInvalid, "not a string"),
+        (json!({ "value": ONE }), ProviderErrorKind::AnswerInvalid, "no field \"key\""),
+        (json!({}), ProviderErrorKind::AnswerInvalid, "no field \"key\""),
+    ] {
+        let version = server.kv_put_in(None, "keys/user_pii", fields);
+        let text = fails(discover(&mut vault, "user_pii", &[]), kind);
+        assert!(text.contains(what), "{text}");
+        assert!(text.contains(&format!("version {version}")), "{text}");
+        assert!(text.contains("vault kv put secret/keys/user_pii"), "{text}");
+        fails(open(&mut vault, &format!("user_pii?version={version}")), kind);
+    }
+    // A good one after it, and the bad ones no longer matter.
+    server.kv_put("keys/user_pii", ONE);
+    assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), found(&[(8, 1)]));
+}
+
+#[test]
+fn namespaces_mounts_and_prefixes_are_kept_apart() {
+    let server = server!(start);
+    assert_eq!(server.request("POST", "sys/namespaces/team", json!({})).0, 200);
+    server.mount_kv("secret", Some("team"));
+    server.mount_kv("kv/for/keys", None);
+    server.kv_put("keys/user_pii", ONE);
+    server.kv_put_in(Some("team"), "keys/user_pii", json!({ "key": TWO }));
+    let mut setup = Setup::with_token(&server, server.root_token());
+    assert_eq!(discover(&mut setup.provider(), "user_pii", &[]).unwrap(), found(&[(1, 1)]));
+    setup.options.namespace = Some("team/".to_owned());
+    assert_eq!(discover(&mut setup.provider(), "user_pii", &[]).unwrap(), found(&[(1, 2)]));
+    setup.options.namespace = None;
+
+    setup.options.mount = "kv/for/keys".to_owned();
+    setup.options.path_prefix = "a/b".to_owned();
+    let mut vault = setup.provider();
+    assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), []);
+    make(&mut vault, "user_pii").unwrap();
+    let path = "kv/for/keys/data/a/b/user_pii";
+    assert_eq!(server.request("GET", path, Value::Null).0, 200);
+    setup.options.path_prefix = String::new();
+    make(&mut setup.provider(), "user_pii").unwrap();
+    assert_eq!(server.request("GET", "kv/for/keys/data/user_pii", Value::Null).0, 200);
+
+    setup.options.mount = "no/such/mount".to_owned();
+    let text =
+        fails(discover(&mut setup.provider(), "user_pii", &[]), ProviderErrorKind::Configuration);
+    assert!(text.contains("no/such/mount"), "{text}");
+}
+
+#[test]
+fn an_approle_logs_in_again_when_its_token_ends() {
+    let server = server!(start_with_tls);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let ids = server.approle("db", &["read-keys"], "2s");
+    let setup = Setup::with_approle(&server, &ids);
+    let mut vault = setup.provider();
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+    // Past its lease.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+
+    // Revoked in the middle of it.
+    let ids = server.approle("long", &["read-keys"], "1h");
+    let setup = Setup::with_approle(&server, &ids);
+    let mut vault = setup.provider();
+    assert!(open(&mut vault, "user_pii?version=1").is_ok());
+    let revoked = server.request("PUT", "sys/leases/revoke-prefix/auth/approle", Value::Null).0;
+    assert_eq!(revoked, 204);
+    assert!(open(&mut vault, "user_pii?version=1").is_ok());
+
+    // The login works, and what it asks for is not allowed: no outage.
+    let ids = server.approle("other", &["default"], "1h");
+    let mut denied = Setup::with_approle(&server, &ids).provider_and_folder();
+    fails(open(&mut denied.0, "user_pii?version=1"), ProviderErrorKind::Denied);
+
+    // The login no longer works.
+    fs::write(setup.file("secret_id"), "00000000-0000-0000-0000-000000000000").unwrap();
+    server.request("PUT", "sys/leases/revoke-prefix/auth/approle", Value::Null);
+    let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    assert!(!text.contains("00000000"), "{text}");
+    fs::remove_file(setup.file("secret_id")).unwrap();
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    fs::write(setup.file("secret_id"), &ids.1).unwrap();
+    fs::write(setup.file("role_id"), &ids.0).unwrap();
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::Denied);
+}
+
+impl Setup {
+    /// A provider, and what must live as long as it.
+    fn provider_and_folder(self) -> (VaultProvider, Self) {
+        (self.provider(), self)
+    }
+}
+
+#[test]
+fn a_token_file_is_read_again_when_it_changes() {
+    let server = server!(start);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let (first, second) = (server.token(&["read-keys"], "1h"), server.token(&["read-keys"], "1h"));
+    let setup = Setup::with_token(&server, &first);
+    let mut vault = setup.provider();
+    assert!(open(&mut vault, "user_pii?version=1").is_ok());
+    server.revoke(&first);
+    let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    assert!(!text.contains(&first), "{text}");
+
+    // Replaced as Vault Agent does it.
+    fs::write(setup.file("new"), &second).unwrap();
+    fs::rename(setup.file("new"), setup.file("token")).unwrap();
+    assert!(open(&mut vault, "user_pii?version=1").is_ok());
+
+    // The file looks as before (same length, same time), and has another token.
+    let third = server.token(&["read-keys"], "1h");
+    let modified = fs::metadata(setup.file("token")).unwrap().modified().unwrap();
+    fs::write(setup.file("token"), &third).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(setup.file("token"))
+        .unwrap()
+        .set_modified(modified)
+        .unwrap();
+    server.revoke(&second);
+    assert!(open(&mut vault, "user_pii?version=1").is_ok());
+
+    // A good token that may not read.
+    let powerless = server.token(&["default"], "1h");
+    fs::write(setup.file("token"), &powerless).unwrap();
+    let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::Denied);
+    assert!(!text.contains(&powerless), "{text}");
+
+    for contents in ["", "\n", "two\nlines", "a\0b", "ä"] {
+        fs::write(setup.file("token"), contents).unwrap();
+        fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    }
+    fs::remove_file(setup.file("token")).unwrap();
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+}
+
+#[test]
+fn a_server_that_fails_fails_in_time() {
+    let mut server = server!(start_with_tls);
+    server.kv_put("keys/user_pii", ONE);
+    let mut setup = Setup::with_token(&server, server.root_token());
+    setup.options.limits.total = Duration::from_secs(2);
+    let mut vault = setup.provider();
+    let reference = "user_pii?version=1";
+    let timed = |vault: &mut VaultProvider| {
+        let start = Instant::now();
+        (open(vault, reference), start.elapsed())
+    };
+    let (opened, took) = timed(&mut vault);
+    println!("first open, TLS handshake included: {took:?}");
+    opened.unwrap();
+    let (opened, took) = timed(&mut vault);
+    println!("second open: {took:?}");
+    opened.unwrap();
+
+    server.seal();
+    let (sealed, took) = timed(&mut vault);
+    println!("sealed: {took:?}");
+    fails(sealed, ProviderErrorKind::Sealed);
+    server.unseal();
+    open(&mut vault, reference).unwrap();
+
+    server.pause();
+    let (paused, took) = timed(&mut vault);
+    println!("paused, with a connection: {took:?}");
+    fails(paused, ProviderErrorKind::TimedOut);
+    assert!((1900..2200).contains(&took.as_millis()), "{took:?}");
+    // Without one, the handshake waits: the shorter time to connect decides.
+    let (paused, took) = timed(&mut vault);
+    println!("paused, without a connection: {took:?}");
+    fails(paused, ProviderErrorKind::TimedOut);
+    assert!((900..1200).contains(&took.as_millis()), "{took:?}");
+
+    let cancel_at = Instant::now() + Duration::from_millis(300);
+    let mut cancelled = setup.interruptible_provider(move || Instant::now() >= cancel_at);
+    let (result, took) = timed(&mut cancelled);
+    println!("cancelled 300 ms after the beginning: {took:?}");
+    fails(result, ProviderErrorKind::Interrupted);
+    assert!((250..400).contains(&took.as_millis()), "{took:?}");
+    server.resume();
+    open(&mut vault, reference).unwrap();
+
+    server.stop();
+    let (stopped, took) = timed(&mut vault);
+    println!("stopped: {took:?}");
+    fails(stopped, ProviderErrorKind::Unreachable);
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    server.restart();
+    open(&mut vault, reference).unwrap();
+}
+
+#[test]
+fn the_servers_certificate_is_checked() {
+    let server = server!(start_with_tls);
+    server.kv_put("keys/user_pii", ONE);
+    let mut setup = Setup::with_token(&server, server.root_token());
+    let mut vault = setup.provider();
+    let reference = "user_pii?version=1";
+    open(&mut vault, reference).unwrap();
+
+    let ca_file = setup.file("ca.pem");
+    fs::write(&ca_file, openbao::unrelated_authority()).unwrap();
+    setup.options.ca_file = Some(ca_file.clone());
+    let mut vault = setup.provider();
+    let text = fails(open(&mut vault, reference), ProviderErrorKind::Unreachable);
+    assert!(text.contains("certificate") && text.contains("CA file"), "{text}");
+    // Several authorities; the file is read again when it changes.
+    let good = fs::read_to_string(server.ca_file()).unwrap();
+    fs::write(&ca_file, openbao::unrelated_authority() + &good).unwrap();
+    open(&mut vault, reference).unwrap();
+
+    // The system's authorities did not sign it.
+    setup.options.ca_file = None;
+    fails(open(&mut setup.provider(), reference), ProviderErrorKind::Unreachable);
+    // The name is not the certificate's.
+    setup.options.ca_file = Some(server.ca_file());
+    setup.options.address = server.address().replace("127.0.0.1", "127.0.0.2");
+    fails(open(&mut setup.provider(), reference), ProviderErrorKind::Unreachable);
+    // Plain HTTP to a server that speaks TLS.
+    setup.options.address = server.address().replace("https", "http");
+    let result = open(&mut setup.provider(), reference);
+    assert!(result.is_err());
+
+    setup.options.address = server.address();
+    for contents in ["", "not a certificate", "-----BEGIN CERTIFICATE-----\nAAAA"] {
+        fs::write(&ca_file, contents).unwrap();
+        setup.options.ca_file = Some(ca_file.clone());
+        fails(open(&mut setup.provider(), reference), ProviderErrorKind::Configuration);
+    }
+    setup.options.ca_file = Some(setup.file("missing.pem"));
+    fails(open(&mut setup.provider(), reference), ProviderErrorKind::Configuration);
+}
+
+#[test]
+fn a_quota_is_told() {
+    let server = server!(start);
+    server.kv_put("keys/user_pii", ONE);
+    let setup = Setup::with_token(&server, server.root_token());
+    let mut vault = setup.provider();
+    let quota = json!({ "path": "secret/", "rate": 1.0, "interval": "60s" });
+    assert_eq!(server.request("POST", "sys/quotas/rate-limit/keys", quota).0, 204);
+    let results: Vec<_> = (0..4).map(|_| open(&mut vault, "user_pii?version=1")).collect();
+    let last = results.into_iter().next_back().unwrap();
+    fails(last, ProviderErrorKind::Throttled);
+}
