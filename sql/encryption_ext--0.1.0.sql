@@ -432,44 +432,44 @@ CREATE OPERATOR CLASS encrypted_bytea_btree_ops DEFAULT FOR TYPE encrypted_bytea
     FUNCTION 5 encrypted_bytea_btree_options(internal);
 
 ----------------------------------------------------------------------------------------------------
--- Keys. These functions check by themselves that the caller owns the key.
+-- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
 ----------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false) RETURNS integer
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_create_key(text, boolean) IS
     'makes a key, or adopts the versions of it that the provider has; returns the active version';
 -- There is no owner yet to check for: creating keys is for superusers and roles that were given it.
 REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean) FROM PUBLIC;
 
 CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true) RETURNS integer
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_rotate_key(text, boolean) IS
     'makes or adopts a new version of a key and returns it; what is written from now on uses it, unless activate is false';
 
 CREATE FUNCTION enc_activate_key_version(name text, version integer) RETURNS void
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_activate_key_version(text, integer) IS
     'makes a pending or deprecated version the one that encrypts';
 
 CREATE FUNCTION enc_disable_key_version(name text, version integer, force boolean DEFAULT false) RETURNS void
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean) IS
     'forbids a version to encrypt and to decrypt, until it is enabled';
 
 CREATE FUNCTION enc_enable_key_version(name text, version integer) RETURNS void
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_enable_key_version(text, integer) IS
     'lets a disabled version decrypt again';
 
 CREATE FUNCTION enc_grant(name text, grantee name, privileges text) RETURNS void
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_grant(text, name, text) IS
     'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
 
 CREATE FUNCTION enc_revoke(name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt')
     RETURNS void
-    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_revoke(text, name, text) IS 'takes privileges on a key from a role (or public)';
 
 ----------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ use pgrx::spi::Spi;
 
 use crate::errors::Error;
 use crate::fmgr::sql_function;
-use crate::{session, settings};
+use crate::{keys, session, settings};
 
-/// The columns without a type modifier, of the relations and types that the command reports, whose
+/// The columns without a type modifier of the relations and types that the command reports, whose
 /// type is one of ours, an array of it, or a domain over either. Views are no columns: they store
 /// nothing. A domain's own modifier counts for the columns that have the domain's type.
 const COLUMNS_WITHOUT_KEY: &str = "
@@ -27,9 +27,9 @@ WITH RECURSIVE encrypted AS (
         ON derived.typelem = encrypted.oid AND derived.typcategory = 'A'
         OR derived.typbasetype = encrypted.oid AND derived.typtypmod = -1
 )
-SELECT relation.relname::text, attribute.attname::text, encrypted.name,
-       relation.oid::pg_catalog.regclass::text, relation.relkind IN ('r', 'p'),
-       pg_catalog.format_type(attribute.atttypid, -1)
+SELECT pg_catalog.format('column "%s" of "%s"', attribute.attname, relation.relname),
+       encrypted.name, attribute.attname::text, relation.oid::pg_catalog.regclass::text,
+       pg_catalog.format_type(attribute.atttypid, -1), relation.relkind IN ('r', 'p')
   FROM pg_catalog.pg_event_trigger_ddl_commands() command
   JOIN pg_catalog.pg_class relation
     ON command.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
@@ -41,21 +41,30 @@ SELECT relation.relname::text, attribute.attname::text, encrypted.name,
  WHERE relation.relkind IN ('r', 'p', 'f', 'm', 'c')
    AND attribute.attnum > 0 AND NOT attribute.attisdropped AND attribute.atttypmod = -1
 UNION
-SELECT domain.typname::text, 'VALUE', encrypted.name, NULL, false, NULL
+SELECT pg_catalog.format('domain "%s"', domain.typname), encrypted.name, NULL, NULL, NULL, false
   FROM pg_catalog.pg_event_trigger_ddl_commands() command
   JOIN pg_catalog.pg_type domain ON domain.oid = command.objid
   JOIN encrypted ON encrypted.oid = domain.typbasetype
  WHERE command.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
    AND domain.typtype = 'd' AND domain.typtypmod = -1
- ORDER BY 1, 2";
+ ORDER BY 1";
 
 /// A column, or a domain, that names no key.
-struct Column {
-    relation: String,
-    name: String,
+struct WithoutKey {
+    /// Which, for a message.
+    object: String,
+    /// The name of our type.
     type_name: String,
-    /// The table, and the column's type without a modifier, in SQL; if its type can be changed.
-    alterable: Option<(String, String)>,
+    /// The column, if its type can be changed.
+    column: Option<Column>,
+}
+
+/// A table's column, in SQL.
+struct Column {
+    name: String,
+    table: String,
+    /// Its type without a modifier.
+    column_type: String,
 }
 
 sql_function! {
@@ -69,43 +78,45 @@ sql_function! {
         if !is_event_trigger {
             return Err(Error::Internal { what: "check_ddl is not called as an event trigger" });
         }
-        for column in columns_without_key()? {
-            give_key(column)?;
+        for object in find_without_key()? {
+            give_key(object)?;
         }
         Ok(call.null())
     }
 }
 
-fn columns_without_key() -> Result<Vec<Column>, Error> {
+fn find_without_key() -> Result<Vec<WithoutKey>, Error> {
     Spi::connect(|client| {
-        let mut columns = Vec::new();
+        let mut found = Vec::new();
         for row in client.select(COLUMNS_WITHOUT_KEY, None, &[])? {
             let text = |n| row.get::<String>(n).map(Option::unwrap_or_default);
-            let alterable = match row.get::<bool>(5)? {
-                Some(true) => Some((text(4)?, text(6)?)),
-                _ => None,
+            let is_table = row.get::<bool>(6)?.unwrap_or(false);
+            let column = Column {
+                name: pgrx::spi::quote_identifier(text(3)?),
+                table: text(4)?,
+                column_type: text(5)?,
             };
-            columns.push(Column {
-                relation: text(1)?,
-                name: text(2)?,
-                type_name: text(3)?,
-                alterable,
+            found.push(WithoutKey {
+                object: text(1)?,
+                type_name: text(2)?,
+                column: is_table.then_some(column),
             });
         }
-        Ok::<_, pgrx::spi::SpiError>(columns)
+        Ok::<_, pgrx::spi::SpiError>(found)
     })
     .map_err(|_| Error::Internal { what: "the system catalogs can't be read" })
 }
 
 /// The default key, if one is set and the column can take it; an error otherwise.
-fn give_key(column: Column) -> Result<(), Error> {
+fn give_key(object: WithoutKey) -> Result<(), Error> {
+    let WithoutKey { object, type_name, column } = object;
     if let Some(key) = settings::default_key()?
-        && let Some((table, column_type)) = &column.alterable
+        && let Some(column) = column
     {
-        return set_modifier(table, &column.name, column_type, key.as_str());
+        keys::named(&key)?;
+        return set_modifier(&column, key.as_str());
     }
-    let Column { relation, name, type_name, alterable: _ } = column;
-    let error = Error::ColumnWithoutKey { relation, column: name, type_name };
+    let error = Error::WithoutKey { object, type_name };
     if session::is_restoring() {
         pgrx::warning!("{}", error.message());
         return Ok(());
@@ -113,15 +124,15 @@ fn give_key(column: Column) -> Result<(), Error> {
     Err(error)
 }
 
-/// `ALTER COLUMN … TYPE`: values that are there already, as after CREATE TABLE AS, are encrypted
+/// `ALTER COLUMN ... TYPE`: values that are there already, as after CREATE TABLE AS, are encrypted
 /// again under the key.
-fn set_modifier(table: &str, column: &str, column_type: &str, key: &str) -> Result<(), Error> {
-    let column = pgrx::spi::quote_identifier(column);
+fn set_modifier(column: &Column, key: &str) -> Result<(), Error> {
+    let Column { name, table, column_type } = column;
     let (base, dimensions) = match column_type.strip_suffix("[]") {
         Some(base) => (base, "[]"),
-        None => (column_type, ""),
+        None => (column_type.as_str(), ""),
     };
     let key = pgrx::spi::quote_literal(key);
-    Spi::run(&format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {base}({key}){dimensions}"))
+    Spi::run(&format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {base}({key}){dimensions}"))
         .map_err(|_| Error::Internal { what: "a column's type can't be changed" })
 }

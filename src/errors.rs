@@ -39,10 +39,11 @@ pub(crate) enum Error {
     PermissionDenied { key: KeyName, privilege: &'static str },
     NotKeyOwner { key: KeyName },
     PrivilegeUnknown { privilege: String },
+    ArgumentNull { number: usize },
 
     // Types.
     ModifierInvalid { why: &'static str },
-    ColumnWithoutKey { relation: String, column: String, type_name: String },
+    WithoutKey { object: String, type_name: String },
     OrderedIndexRefused { operator_class: &'static str },
     ArmorRefused,
 
@@ -143,9 +144,10 @@ impl Error {
             | Self::KeyUnavailableHere { .. } => self.describe_key(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
-            | Self::PrivilegeUnknown { .. } => self.describe_permission(),
+            | Self::PrivilegeUnknown { .. }
+            | Self::ArgumentNull { .. } => self.describe_permission(),
             Self::ModifierInvalid { .. }
-            | Self::ColumnWithoutKey { .. }
+            | Self::WithoutKey { .. }
             | Self::OrderedIndexRefused { .. }
             | Self::ArmorRefused => self.describe_type(),
             Self::ValueTruncated
@@ -293,6 +295,11 @@ impl Error {
                 Description::new("KE022", format!("unrecognized key privilege {privilege:?}"))
                     .hint("The privileges are encrypt, compare and decrypt.")
             }
+            Self::ArgumentNull { number } => {
+                // null_value_not_allowed
+                Description::new("22004", format!("argument {number} must not be null"))
+                    .hint("Nothing was changed.")
+            }
             _ => unreachable_description(),
         }
     }
@@ -303,14 +310,13 @@ impl Error {
                 Description::new("KE030", format!("invalid type modifier: {why}"))
                     .hint("Name one key, as in encrypted_text('user_pii').")
             }
-            Self::ColumnWithoutKey { relation, column, type_name } => Description::new(
-                "KE031",
-                format!("column \"{column}\" of \"{relation}\" names no key"),
-            )
-            .detail("Without one its values would all be under the database key.")
-            .hint(format!(
-                "Declare it as {type_name}('key_name'), or set encryption_ext.default_key."
-            )),
+            Self::WithoutKey { object, type_name } => {
+                Description::new("KE031", format!("{object} names no key"))
+                    .detail("Without one its values would be under the database key.")
+                    .hint(format!(
+                        "Declare it as {type_name}('key_name'), or set encryption_ext.default_key."
+                    ))
+            }
             Self::OrderedIndexRefused { operator_class } => Description::new(
                 "KE032",
                 format!("operator class \"{operator_class}\" is for sorting, not for indexes"),
@@ -319,7 +325,7 @@ impl Error {
             .hint("Leave the column without an index: equality then scans the table."),
             Self::ArmorRefused => {
                 Description::new("KE033", "ciphertext given where a plaintext is expected")
-                    .detail("The value is well-formed armor (\"enc:1:…\"), as shown to roles that may not decrypt.")
+                    .detail("The value is well-formed armor (\"enc:1:...\"), as shown to roles that may not decrypt.")
                     .hint("Write the plaintext, or leave the column out of the statement.")
             }
             _ => unreachable_description(),
@@ -348,8 +354,7 @@ impl Error {
                     .hint("Decrypt it as the type that it was encrypted as, and cast the result.")
             }
             Self::ValueDamaged { what } => {
-                Description::new("KE044", format!("encrypted value is malformed: {what}"))
-                    .hint(RESTORE)
+                Description::new("KE044", what.to_string()).hint(RESTORE)
             }
             Self::ValueNotAuthentic { key, version } => Description::new(
                 "KE045",

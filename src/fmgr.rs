@@ -139,22 +139,35 @@ impl Call {
         (!argument.isnull).then_some(argument.value)
     }
 
-    /// Argument `n` of a function that is STRICT.
+    /// Refuses a call of a function that changes something with a null among its arguments: if it
+    /// were STRICT, it would silently do nothing.
+    ///
+    /// # Errors
+    ///
+    /// If an argument is null.
+    pub(crate) fn refuse_nulls(&self) -> Result<(), Error> {
+        match (0..self.argument_count()).find(|&n| self.nullable(n).is_none()) {
+            Some(n) => Err(Error::ArgumentNull { number: n + 1 }),
+            None => Ok(()),
+        }
+    }
+
+    /// Argument `n` of a function that takes no nulls (it is STRICT, or has refused them).
     pub(crate) fn datum(&self, n: usize) -> pg_sys::Datum {
         self.nullable(n).unwrap_or(pg_sys::Datum::from(0usize))
     }
 
-    /// Argument `n`, an `integer`, of a function that is STRICT.
+    /// Argument `n`, an `integer`, of a function that takes no nulls.
     pub(crate) fn int4(&self, n: usize) -> i32 {
         self.datum(n).value() as i32
     }
 
-    /// Argument `n`, a `boolean`, of a function that is STRICT.
+    /// Argument `n`, a `boolean`, of a function that takes no nulls.
     pub(crate) fn boolean(&self, n: usize) -> bool {
         self.datum(n).value() & 0xff != 0
     }
 
-    /// Argument `n`, a `cstring`, of a function that is STRICT.
+    /// Argument `n`, a `cstring`, of a function that takes no nulls.
     pub(crate) fn cstring(&self, n: usize) -> &CStr {
         let pointer = self.datum(n).cast_mut_ptr::<c_char>();
         // SAFETY: SQL declares the argument cstring, so it points to a NUL-terminated string
@@ -162,13 +175,13 @@ impl Call {
         unsafe { CStr::from_ptr(pointer) }
     }
 
-    /// Argument `n`, of a variable-length type, of a function that is STRICT: detoasted if need be.
+    /// Argument `n`, of a variable-length type, of a function that takes no nulls: detoasted if need be.
     pub(crate) fn varlena(&self, n: usize) -> Varlena {
         // SAFETY: SQL declares the argument with a varlena type.
         unsafe { Varlena::detoast(self.datum(n)) }
     }
 
-    /// Argument `n`, a `text` or `name` given as `text`, of a function that is STRICT.
+    /// Argument `n`, a `text` or `name` given as `text`, of a function that takes no nulls.
     ///
     /// # Errors
     ///

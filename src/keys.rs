@@ -12,11 +12,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use envelope::{
-    DataKey, DerivedCiphers, KeyCipher, KeyId, KeyName, KeyVersion, Nonce, NonceSource, ValueCipher,
+    DataKey, DerivedCiphers, KeyId, KeyName, KeyVersion, Nonce, NonceSource, ValueCipher,
 };
 use keyring::cache::{CachedKey, KeyCache, Lookup, StatementId};
+use keyring::material::KeyMaterial;
 use keyring::secret::Secret;
-use keyring::version::{Subkey, VersionId};
+use keyring::version::VersionId;
 use pgrx::pg_sys;
 
 use crate::access;
@@ -36,14 +37,11 @@ struct Backend {
     catalog_generation: u64,
     catalog: HashMap<KeyId, Rc<Key>>,
     access: access::Decisions,
-    cache: KeyCache<Cipher>,
+    cache: KeyCache<KeyMaterial>,
     derived: DerivedCiphers<Secret<ValueCipher>>,
     nonces: NonceSource,
     providers: Providers,
 }
-
-/// What is made of a version's bytes.
-pub(crate) type Cipher = Secret<KeyCipher>;
 
 thread_local! {
     static BACKEND: RefCell<Option<Backend>> = const { RefCell::new(None) };
@@ -95,7 +93,7 @@ pub(crate) fn encrypting<T>(
             .next(backend.process_id, plaintext_len)
             .map_err(|_| Error::RandomUnavailable)?;
         let cipher = backend.derived.get_or_derive(key_id, version, nonce.salt(), || {
-            Ok::<_, Error>(Secret::new(cached.value.derive(nonce.salt())))
+            Ok::<_, Error>(Secret::new(cached.value.values.derive(nonce.salt())))
         })?;
         body(Encrypting { name: &cached.name, version, nonce, cipher })
     })
@@ -119,7 +117,7 @@ pub(crate) fn decrypting<T>(
         let key = backend.authorized(key_id, privilege)?;
         let cached = backend.opened(&key, version)?;
         let cipher = backend.derived.get_or_derive(key_id, version, salt, || {
-            Ok::<_, Error>(Secret::new(cached.value.derive(salt)))
+            Ok::<_, Error>(Secret::new(cached.value.values.derive(salt)))
         })?;
         body(&cached.name, cipher)
     })
@@ -175,7 +173,7 @@ pub(crate) fn with_providers<T>(
 
 /// Calls `body` with this backend's cache of keys.
 pub(crate) fn with_cache<T>(
-    body: impl FnOnce(&mut KeyCache<Cipher>) -> Result<T, Error>,
+    body: impl FnOnce(&mut KeyCache<KeyMaterial>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     with_backend(|backend| body(&mut backend.cache))
 }
@@ -263,7 +261,7 @@ impl Backend {
     }
 
     /// The bytes of a version that may decrypt: from the cache, or from its provider.
-    fn opened(&mut self, key: &Key, number: KeyVersion) -> Result<Rc<CachedKey<Cipher>>, Error> {
+    fn opened(&mut self, key: &Key, number: KeyVersion) -> Result<Rc<CachedKey<KeyMaterial>>, Error> {
         let key_id = key.name.id();
         let version = usable(key, number)?;
         if let Lookup::Hit(cached) =
@@ -295,20 +293,18 @@ impl Backend {
     }
 
     /// Asks the version's provider for its bytes, verifies them and keeps them.
-    fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<Cipher>>, Error> {
+    fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<KeyMaterial>>, Error> {
         let data_key = self.providers.open(key, version)?;
         verify_check_value(key, version, &data_key)?;
-        let cipher = if key.is_database_key() {
-            KeyCipher::new(&Subkey::Transit.derive(&data_key))
-        } else {
-            KeyCipher::new(&data_key)
+        let material = match key.is_database_key() {
+            true => KeyMaterial::of_database_key(&data_key),
+            false => KeyMaterial::of_column_key(&data_key),
         };
         // What was derived from the version's former bytes is not used with the new.
         self.derived.forget(key.name.id(), version.number);
-        let cipher = Secret::new(cipher);
-        let locked = Secret::is_locked(&cipher);
+        let locked = material.is_locked();
         let (name, number) = (key.name.clone(), version.number);
-        Ok(self.cache.insert(name, number, cipher, locked, self.statement_id(), Instant::now()))
+        Ok(self.cache.insert(name, number, material, locked, self.statement_id(), Instant::now()))
     }
 
     fn holds(&self, key: &Key, number: KeyVersion) -> bool {

@@ -90,24 +90,20 @@ impl Providers {
         &mut self,
         name: &str,
         key: &KeyName,
-        mut call: impl FnMut(&mut dyn Provider) -> Result<T, ProviderError>,
+        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
     ) -> Result<T, Error> {
         let failed = |error| Error::Provider {
             provider: name.to_owned(),
             key: Some(key.clone()),
             error,
         };
-        let provider = self.provider(name, failed)?;
-        loop {
-            match call(provider) {
-                Err(error) if error.kind == ProviderErrorKind::Interrupted => {
-                    // Raises the error that ends the statement. If the interrupt was about
-                    // something else, the provider is asked again.
-                    pgrx::check_for_interrupts!();
-                }
-                result => return result.map_err(failed),
+        call(self.provider(name, failed)?).map_err(|error| {
+            if error.kind == ProviderErrorKind::Interrupted {
+                // Raises PostgreSQL's own error, which says who or what ended the statement.
+                pgrx::check_for_interrupts!();
             }
-        }
+            failed(error)
+        })
     }
 
     fn provider(
@@ -127,8 +123,8 @@ impl Providers {
     }
 }
 
-/// Whether PostgreSQL has something to tell this backend: a cancel, a time-out, a termination.
+/// Whether a cancel, a time-out or a termination wants this backend's statement to end.
 fn interrupt_pending() -> bool {
-    // SAFETY: a flag of this backend's that its signal handlers set.
-    unsafe { pg_sys::InterruptPending != 0 }
+    // SAFETY: flags of this backend's that its signal handlers set.
+    unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 }
 }

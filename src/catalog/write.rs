@@ -44,7 +44,7 @@ impl Writer<'_, '_> {
         };
         self.run(
             "INSERT INTO encryption.key (key_id, name, owner) VALUES ($1, $2, $3)",
-            &[id(name), name.as_str().into(), owner.into()],
+            &[id(name), name.as_str().into(), role(owner)],
         )?;
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Writer<'_, '_> {
                 wrapped.clone().into(),
                 check_value.as_bytes().to_vec().into(),
                 pgrx::Uuid::from_bytes(keyspace.0).into(),
-                caller.into(),
+                role(caller),
             ],
         )?;
         Ok(())
@@ -140,7 +140,7 @@ impl Writer<'_, '_> {
         self.run(
             "INSERT INTO encryption.key_grant (key_id, grantee, privilege, granted_by)
              VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-            &[id(name), grantee.into(), privilege.name().into(), caller.into()],
+            &[id(name), role(grantee), privilege.name().into(), role(caller)],
         )?;
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Writer<'_, '_> {
         self.run(
             "DELETE FROM encryption.key_grant
               WHERE key_id = $1 AND grantee = $2::pg_catalog.oid AND privilege = $3",
-            &[id(name), grantee.into(), privilege.name().into()],
+            &[id(name), role(grantee), privilege.name().into()],
         )?;
         Ok(())
     }
@@ -172,13 +172,13 @@ impl Writer<'_, '_> {
         self.run(
             "INSERT INTO encryption.key_event
                 (action, key_name, version, detail, role_name, session_role_name)
-             VALUES ($1, $2, $3, $4, pg_catalog.pg_get_userbyid($5), session_user)",
+             VALUES ($1, $2, $3, $4, pg_catalog.pg_get_userbyid($5::pg_catalog.oid), session_user)",
             &[
                 action.into(),
                 name.as_str().into(),
                 version.map(|version| version.get() as i32).into(),
                 detail.into(),
-                caller.into(),
+                role(caller),
             ],
         )?;
         Ok(())
@@ -196,6 +196,11 @@ impl Writer<'_, '_> {
 
 fn id(name: &KeyName) -> DatumWithOid<'static> {
     (name.id().get() as i32).into()
+}
+
+/// A role as an argument. (pgrx passes an `Oid` of 0, which is PUBLIC, as null.)
+fn role(role: pg_sys::Oid) -> DatumWithOid<'static> {
+    i64::from(role.to_u32()).into()
 }
 
 fn number_of(version: KeyVersion) -> DatumWithOid<'static> {

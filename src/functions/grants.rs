@@ -15,6 +15,7 @@ sql_function! {
     /// `enc_grant(name text, grantee name, privileges text) RETURNS void`
     fn enc_grant(call) {
         refuse_if_read_only(c"enc_grant()");
+        call.refuse_nulls()?;
         change_grants(call, "grant", |catalog, change, privilege| {
             catalog.insert_grant(&change.key, change.grantee, privilege)
         })
@@ -25,6 +26,7 @@ sql_function! {
     /// `enc_revoke(name text, grantee name, privileges text) RETURNS void`
     fn enc_revoke(call) {
         refuse_if_read_only(c"enc_revoke()");
+        call.refuse_nulls()?;
         change_grants(call, "revoke", |catalog, change, privilege| {
             catalog.delete_grant(&change.key, change.grantee, privilege)
         })

@@ -21,6 +21,7 @@ sql_function! {
     /// `enc_create_key(name text, if_not_exists boolean) RETURNS integer`
     fn enc_create_key(call) {
         refuse_if_read_only(c"enc_create_key()");
+        call.refuse_nulls()?;
         let name = key_name(&call.text(0)?)?;
         if name.as_str() == DATABASE_KEY {
             return Err(Error::KeyNameReserved { name });
@@ -105,6 +106,7 @@ sql_function! {
     /// `enc_rotate_key(name text, activate boolean) RETURNS integer`
     fn enc_rotate_key(call) {
         refuse_if_read_only(c"enc_rotate_key()");
+        call.refuse_nulls()?;
         let key = owned_key(call)?;
         Ok(integer(rotate(&key, call.boolean(1))?))
     }
@@ -214,6 +216,7 @@ sql_function! {
     /// `enc_activate_key_version(name text, version integer) RETURNS void`
     fn enc_activate_key_version(call) {
         refuse_if_read_only(c"enc_activate_key_version()");
+        call.refuse_nulls()?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -232,6 +235,7 @@ sql_function! {
     /// `enc_disable_key_version(name text, version integer, force boolean) RETURNS void`
     fn enc_disable_key_version(call) {
         refuse_if_read_only(c"enc_disable_key_version()");
+        call.refuse_nulls()?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -255,6 +259,7 @@ sql_function! {
     /// `enc_enable_key_version(name text, version integer) RETURNS void`
     fn enc_enable_key_version(call) {
         refuse_if_read_only(c"enc_enable_key_version()");
+        call.refuse_nulls()?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
