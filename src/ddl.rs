@@ -13,7 +13,7 @@ use crate::{keys, session, settings};
 /// The columns without a type modifier of the relations and types that the command reports, whose
 /// type is one of ours, an array of it, or a domain over either. Views are no columns: they store
 /// nothing. A domain's own modifier counts for the columns that have the domain's type.
-const COLUMNS_WITHOUT_KEY: &str = "
+const COLUMNS_WITHOUT_KEY: &str = r#"
 WITH RECURSIVE encrypted AS (
     SELECT base.oid, base.typname::text AS name
       FROM pg_catalog.pg_type base
@@ -47,7 +47,7 @@ SELECT pg_catalog.format('domain "%s"', domain.typname), encrypted.name, NULL, N
   JOIN encrypted ON encrypted.oid = domain.typbasetype
  WHERE command.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
    AND domain.typtype = 'd' AND domain.typtypmod = -1
- ORDER BY 1";
+ ORDER BY 1"#;
 
 /// A column, or a domain, that names no key.
 struct WithoutKey {

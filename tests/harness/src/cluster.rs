@@ -554,7 +554,8 @@ impl Installation {
                 command.env_remove(name);
             }
         }
-        command.env("LC_ALL", "C").current_dir("/");
+        // Rust's backtraces would become part of the server's error messages.
+        command.env("LC_ALL", "C").env_remove("RUST_BACKTRACE").current_dir("/");
         if let Some(user) = &self.user {
             // Takes root's supplementary groups away, too.
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
