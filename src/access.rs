@@ -39,8 +39,7 @@ impl Decisions {
             self.role_generation = generation;
         }
         let user = current_user();
-        let held =
-            *self.held.entry((user, key.name.id())).or_insert_with(|| Held::of(user, key));
+        let held = *self.held.entry((user, key.name.id())).or_insert_with(|| Held::of(user, key));
         if held.includes(privilege) {
             return Ok(());
         }

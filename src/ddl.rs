@@ -3,50 +3,67 @@
 //! It looks at what the command left in the system catalogs and not at its text, so it doesn't
 //! matter which command, default or inheritance made a column.
 
+use std::cell::RefCell;
+
 use pgrx::pg_sys;
-use pgrx::spi::Spi;
+use pgrx::spi::{OwnedPreparedStatement, Spi};
 
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::{keys, session, settings};
 
-/// The columns without a type modifier of the relations and types that the command reports, whose
-/// type is one of ours, an array of it, or a domain over either. Views are no columns: they store
-/// nothing. A domain's own modifier counts for the columns that have the domain's type.
-const COLUMNS_WITHOUT_KEY: &str = r#"
-WITH RECURSIVE encrypted AS (
-    SELECT base.oid, base.typname::text AS name
-      FROM pg_catalog.pg_type base
-      JOIN pg_catalog.pg_extension extension ON extension.extnamespace = base.typnamespace
-     WHERE extension.extname = 'encryption_ext'
-       AND base.typname IN ('encrypted_text', 'encrypted_bytea')
+/// The columns without a type modifier, of the relations and types that the command reports, whose
+/// type is one of ours, an array of it, or a domain over either; and such domains. A domain's own
+/// modifier counts for the columns that have the domain's type. Views are left out: they store
+/// nothing.
+///
+/// It goes from the few columns that were reported to their types, by indexes, since it runs after
+/// every command that makes or alters a table.
+const WITHOUT_KEY: &str = r#"
+WITH RECURSIVE reported AS (
+    SELECT command.classid, command.objid
+      FROM pg_catalog.pg_event_trigger_ddl_commands() command
+), candidate (relation, attribute, domain, type_id) AS (
+    SELECT relation.oid, attribute.attnum, NULL::pg_catalog.oid, attribute.atttypid
+      FROM reported
+      JOIN pg_catalog.pg_class relation ON relation.oid = CASE reported.classid
+               WHEN 'pg_catalog.pg_class'::pg_catalog.regclass THEN reported.objid
+               WHEN 'pg_catalog.pg_type'::pg_catalog.regclass THEN
+                   (SELECT typrelid FROM pg_catalog.pg_type WHERE oid = reported.objid) END
+      JOIN pg_catalog.pg_attribute attribute ON attribute.attrelid = relation.oid
+     WHERE relation.relkind IN ('r', 'p', 'f', 'm', 'c')
+       AND attribute.attnum > 0 AND NOT attribute.attisdropped AND attribute.atttypmod = -1
   UNION ALL
-    SELECT derived.oid, encrypted.name
-      FROM encrypted
-      JOIN pg_catalog.pg_type derived
-        ON derived.typelem = encrypted.oid AND derived.typcategory = 'A'
-        OR derived.typbasetype = encrypted.oid AND derived.typtypmod = -1
+    SELECT NULL, NULL, domain.oid, domain.typbasetype
+      FROM reported
+      JOIN pg_catalog.pg_type domain ON domain.oid = reported.objid
+     WHERE reported.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+       AND domain.typtype = 'd' AND domain.typtypmod = -1
+), resolved AS (
+    SELECT candidate.*, candidate.type_id AS inner_type_id FROM candidate
+  UNION ALL
+    SELECT resolved.relation, resolved.attribute, resolved.domain, resolved.type_id,
+           CASE WHEN type.typtype = 'd' THEN type.typbasetype ELSE type.typelem END
+      FROM resolved
+      JOIN pg_catalog.pg_type type ON type.oid = resolved.inner_type_id
+     WHERE type.typtype = 'd' AND type.typtypmod = -1
+        OR type.typcategory = 'A' AND type.typelem <> 0
 )
-SELECT pg_catalog.format('column "%s" of "%s"', attribute.attname, relation.relname),
-       encrypted.name, attribute.attname::text, relation.oid::pg_catalog.regclass::text,
-       pg_catalog.format_type(attribute.atttypid, -1), relation.relkind IN ('r', 'p')
-  FROM pg_catalog.pg_event_trigger_ddl_commands() command
-  JOIN pg_catalog.pg_class relation
-    ON command.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-       AND command.objid = relation.oid
-    OR command.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
-       AND command.objid = relation.reltype
-  JOIN pg_catalog.pg_attribute attribute ON attribute.attrelid = relation.oid
-  JOIN encrypted ON encrypted.oid = attribute.atttypid
- WHERE relation.relkind IN ('r', 'p', 'f', 'm', 'c')
-   AND attribute.attnum > 0 AND NOT attribute.attisdropped AND attribute.atttypmod = -1
-UNION
-SELECT pg_catalog.format('domain "%s"', domain.typname), encrypted.name, NULL, NULL, NULL, false
-  FROM pg_catalog.pg_event_trigger_ddl_commands() command
-  JOIN pg_catalog.pg_type domain ON domain.oid = command.objid
-  JOIN encrypted ON encrypted.oid = domain.typbasetype
- WHERE command.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
-   AND domain.typtype = 'd' AND domain.typtypmod = -1
+SELECT CASE WHEN resolved.domain IS NULL
+            THEN pg_catalog.format('column "%s" of "%s"', attribute.attname, relation.relname)
+            ELSE pg_catalog.format('domain "%s"', domain.typname) END,
+       encrypted.typname::text, attribute.attname::text,
+       relation.oid::pg_catalog.regclass::text, pg_catalog.format_type(resolved.type_id, -1),
+       relation.relkind IN ('r', 'p')
+  FROM resolved
+  JOIN pg_catalog.pg_type encrypted ON encrypted.oid = resolved.inner_type_id
+   AND encrypted.typname IN ('encrypted_text', 'encrypted_bytea')
+   AND encrypted.typnamespace = (SELECT extnamespace FROM pg_catalog.pg_extension
+                                  WHERE extname = 'encryption_ext')
+  LEFT JOIN pg_catalog.pg_class relation ON relation.oid = resolved.relation
+  LEFT JOIN pg_catalog.pg_attribute attribute
+    ON attribute.attrelid = resolved.relation AND attribute.attnum = resolved.attribute
+  LEFT JOIN pg_catalog.pg_type domain ON domain.oid = resolved.domain
  ORDER BY 1"#;
 
 /// A column, or a domain, that names no key.
@@ -86,9 +103,18 @@ sql_function! {
 }
 
 fn find_without_key() -> Result<Vec<WithoutKey>, Error> {
+    thread_local! {
+        // Planning it takes longer than running it, and some applications make temporary tables
+        // all the time.
+        static QUERY: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
+    }
     Spi::connect(|client| {
+        let prepared = match QUERY.take() {
+            Some(prepared) => prepared,
+            None => client.prepare(WITHOUT_KEY, &[])?.keep(),
+        };
         let mut found = Vec::new();
-        for row in client.select(COLUMNS_WITHOUT_KEY, None, &[])? {
+        for row in client.select(&prepared, None, &[])? {
             let text = |n| row.get::<String>(n).map(Option::unwrap_or_default);
             let is_table = row.get::<bool>(6)?.unwrap_or(false);
             let column = Column {
@@ -102,6 +128,7 @@ fn find_without_key() -> Result<Vec<WithoutKey>, Error> {
                 column: is_table.then_some(column),
             });
         }
+        QUERY.set(Some(prepared));
         Ok::<_, pgrx::spi::SpiError>(found)
     })
     .map_err(|_| Error::Internal { what: "the system catalogs can't be read" })

@@ -218,11 +218,10 @@ impl Error {
                 format!("version {version} of key \"{key}\" is not yet active"),
             )
             .hint("Activate it with enc_activate_key_version(name, version)."),
-            Self::KeyVersionDisabled { key, version } => Description::new(
-                "KE008",
-                format!("version {version} of key \"{key}\" is disabled"),
-            )
-            .hint("Enable it with enc_enable_key_version(name, version)."),
+            Self::KeyVersionDisabled { key, version } => {
+                Description::new("KE008", format!("version {version} of key \"{key}\" is disabled"))
+                    .hint("Enable it with enc_enable_key_version(name, version).")
+            }
             Self::KeyVersionDestroyed { key, version } => Description::new(
                 "KE009",
                 format!("version {version} of key \"{key}\" is destroyed"),
@@ -358,7 +357,9 @@ impl Error {
             }
             Self::ValueNotAuthentic { key, version } => Description::new(
                 "KE045",
-                format!("encrypted value fails authentication under version {version} of key \"{key}\""),
+                format!(
+                    "encrypted value fails authentication under version {version} of key \"{key}\""
+                ),
             )
             .detail("It was altered, truncated or relabelled after it was encrypted.")
             .hint(RESTORE),
@@ -366,11 +367,9 @@ impl Error {
                 Description::new("KE046", "value is too long to be encrypted or decrypted")
                     .hint("A value and its 50 bytes of overhead must stay below 1 GB.")
             }
-            Self::TextInvalid => {
-                Description::new("KE047", "decrypted value is not valid text")
-                    .detail("It decrypts and is authentic, but is not UTF-8 without NUL bytes.")
-                    .hint("Find out what encrypted it. The plaintext is not shown.")
-            }
+            Self::TextInvalid => Description::new("KE047", "decrypted value is not valid text")
+                .detail("It decrypts and is authentic, but is not UTF-8 without NUL bytes.")
+                .hint("Find out what encrypted it. The plaintext is not shown."),
             Self::TextNotInEncoding { encoding } => Description::new(
                 "KE048",
                 format!("decrypted value cannot be represented in encoding {encoding}"),
@@ -406,8 +405,9 @@ impl Error {
                 )
             }
             Self::RandomUnavailable => {
-                Description::new("KE091", "operating system returned no random bytes")
-                    .hint("Check that getrandom(2) is allowed for the server. Nothing was encrypted.")
+                Description::new("KE091", "operating system returned no random bytes").hint(
+                    "Check that getrandom(2) is allowed for the server. Nothing was encrypted.",
+                )
             }
             Self::Internal { what } => {
                 Description::new("KE099", format!("unexpected state in encryption_ext: {what}"))
@@ -424,11 +424,7 @@ fn unreachable_description() -> Description {
     Description::new("KE099", "unexpected state in encryption_ext: error without a description")
 }
 
-fn describe_provider(
-    provider: &str,
-    key: Option<&KeyName>,
-    error: &ProviderError,
-) -> Description {
+fn describe_provider(provider: &str, key: Option<&KeyName>, error: &ProviderError) -> Description {
     let (sqlstate, hint) = match error.kind {
         ProviderErrorKind::Configuration => ("KE061", "Correct the provider's settings."),
         ProviderErrorKind::Unreachable => {
@@ -463,9 +459,7 @@ fn describe_provider(
         ProviderErrorKind::KeyringUnreadable => {
             ("KE075", "Let the operating system user that runs PostgreSQL read the file.")
         }
-        ProviderErrorKind::KeyringMalformed => {
-            ("KE076", "Restore the keyring file from a backup.")
-        }
+        ProviderErrorKind::KeyringMalformed => ("KE076", "Restore the keyring file from a backup."),
         ProviderErrorKind::KeyringInsecure => {
             ("KE077", "Make the file readable by its owner alone: chmod 600.")
         }

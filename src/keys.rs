@@ -261,7 +261,11 @@ impl Backend {
     }
 
     /// The bytes of a version that may decrypt: from the cache, or from its provider.
-    fn opened(&mut self, key: &Key, number: KeyVersion) -> Result<Rc<CachedKey<KeyMaterial>>, Error> {
+    fn opened(
+        &mut self,
+        key: &Key,
+        number: KeyVersion,
+    ) -> Result<Rc<CachedKey<KeyMaterial>>, Error> {
         let key_id = key.name.id();
         let version = usable(key, number)?;
         if let Lookup::Hit(cached) =
@@ -281,9 +285,7 @@ impl Backend {
     /// meets them later doesn't wait again. One that fails is tried again when a value needs it.
     fn fetch_others(&mut self, key: &Key, but: KeyVersion) {
         let others = key.versions.iter().filter(|version| {
-            version.state.decrypts()
-                && version.number != but
-                && !self.holds(key, version.number)
+            version.state.decrypts() && version.number != but && !self.holds(key, version.number)
         });
         for version in others.collect::<Vec<_>>() {
             if self.fetch(key, version).is_err() {

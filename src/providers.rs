@@ -92,11 +92,8 @@ impl Providers {
         key: &KeyName,
         call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
     ) -> Result<T, Error> {
-        let failed = |error| Error::Provider {
-            provider: name.to_owned(),
-            key: Some(key.clone()),
-            error,
-        };
+        let failed =
+            |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
         call(self.provider(name, failed)?).map_err(|error| {
             if error.kind == ProviderErrorKind::Interrupted {
                 // Raises PostgreSQL's own error, which says who or what ended the statement.

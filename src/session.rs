@@ -59,8 +59,10 @@ unsafe extern "C-unwind" fn transaction_event(
 ) {
     use pg_sys::XactEvent as Event;
 
-    if matches!(event, Event::XACT_EVENT_COMMIT | Event::XACT_EVENT_ABORT | Event::XACT_EVENT_PREPARE)
-    {
+    if matches!(
+        event,
+        Event::XACT_EVENT_COMMIT | Event::XACT_EVENT_ABORT | Event::XACT_EVENT_PREPARE
+    ) {
         TRANSACTION_ENDED.store(true, Ordering::Relaxed);
     }
 }

@@ -34,7 +34,11 @@ pub(crate) fn seal(
 /// # Errors
 ///
 /// If it is not a value, is not authentic, or its key can't be used.
-pub(crate) fn open(value: &Sealed<'_>, privilege: Privilege, shape: Shape) -> Result<Buffer, Error> {
+pub(crate) fn open(
+    value: &Sealed<'_>,
+    privilege: Privilege,
+    shape: Shape,
+) -> Result<Buffer, Error> {
     let header = value.header();
     keys::decrypting(
         header.key_id,
@@ -47,10 +51,7 @@ pub(crate) fn open(value: &Sealed<'_>, privilege: Privilege, shape: Shape) -> Re
                 Ok(()) => Ok(plaintext),
                 Err(_) => {
                     plaintext.free();
-                    Err(Error::ValueNotAuthentic {
-                        key: name.clone(),
-                        version: header.key_version,
-                    })
+                    Err(Error::ValueNotAuthentic { key: name.clone(), version: header.key_version })
                 }
             }
         },

@@ -132,8 +132,7 @@ fn rotate(key: &Key, activate: bool) -> Result<KeyVersion, Error> {
         refuse_if_changed(key)?;
         for version in &versions {
             // Those between were made at the provider and may have been used by others.
-            let state =
-                if version.number == newest { State::Pending } else { State::Deprecated };
+            let state = if version.number == newest { State::Pending } else { State::Deprecated };
             catalog.insert_version(&key.name, version, state)?;
         }
         catalog.log("rotate", &key.name, Some(newest), None)?;
@@ -155,9 +154,9 @@ fn discover(
     })?;
     let known = |reference: &str| {
         known.is_some_and(|key| {
-            key.versions.iter().any(|version| {
-                version.provider == provider && version.reference == reference
-            })
+            key.versions
+                .iter()
+                .any(|version| version.provider == provider && version.reference == reference)
         })
     };
     let newer = found.iter().rposition(|version| known(&version.reference)).map_or(0, |at| at + 1);

@@ -20,20 +20,18 @@ sql_function! {
     }
 }
 
-#[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16"))]
+/// The column's statistics target: how detailed ANALYZE's sample is to be.
 unsafe fn statistics_target(stats: *mut pg_sys::VacAttrStats) -> i32 {
     // SAFETY: the caller passes the statistics of a column, whose attribute is set.
-    match unsafe { (*(*stats).attr).attstattarget } {
-        // SAFETY: a setting of this backend's.
-        target if target < 0 => unsafe { pg_sys::default_statistics_target },
-        target => target,
-    }
-}
+    #[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16"))]
+    let target = unsafe { (*(*stats).attr).attstattarget };
+    // SAFETY: as above.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    let target = unsafe { (*stats).attstattarget };
 
-#[cfg(any(feature = "pg17", feature = "pg18"))]
-unsafe fn statistics_target(stats: *mut pg_sys::VacAttrStats) -> i32 {
-    // SAFETY: the caller passes the statistics of a column.
-    match unsafe { (*stats).attstattarget } {
+    // 16 bits wide in PostgreSQL 16.
+    #[allow(clippy::useless_conversion)]
+    match i32::from(target) {
         // SAFETY: a setting of this backend's.
         target if target < 0 => unsafe { pg_sys::default_statistics_target },
         target => target,

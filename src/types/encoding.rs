@@ -59,7 +59,7 @@ pub(crate) fn from_plaintext(
                 return Ok(plaintext);
             }
             let converted = convert(bytes, UTF8, encoding)
-                .ok_or_else(|| Error::TextNotInEncoding { encoding: encoding_name(encoding) })?;
+                .ok_or_else(|| Error::TextNotInEncoding { encoding: database_encoding_name() })?;
             let converted = Buffer::copy_of(shape, &converted)?;
             plaintext.free();
             Ok(converted)
@@ -68,7 +68,7 @@ pub(crate) fn from_plaintext(
             if is_valid(bytes, encoding) {
                 Ok(plaintext)
             } else {
-                Err(Error::TextNotInEncoding { encoding: encoding_name(encoding) })
+                Err(Error::TextNotInEncoding { encoding: database_encoding_name() })
             }
         }
         PlaintextKind::Bytea => Err(Error::ValueOfOtherType { expected: "encrypted_text" }),
@@ -86,7 +86,7 @@ pub(crate) fn check_client_text(text: &[u8]) -> Result<(), Error> {
     if is_valid(text, encoding) && !text.contains(&0) {
         return Ok(());
     }
-    Err(Error::InputNotInEncoding { encoding: encoding_name(encoding) })
+    Err(Error::InputNotInEncoding { encoding: client_encoding_name() })
 }
 
 /// A text in the database's encoding as a Rust string, for names and other short arguments.
@@ -102,7 +102,7 @@ pub(crate) fn utf8_string(text: &[u8]) -> Result<String, Error> {
         convert(text, encoding, UTF8)
     };
     utf8.and_then(|utf8| String::from_utf8(utf8).ok())
-        .ok_or_else(|| Error::InputNotInEncoding { encoding: encoding_name(encoding) })
+        .ok_or_else(|| Error::InputNotInEncoding { encoding: database_encoding_name() })
 }
 
 fn database_encoding() -> c_int {
@@ -110,10 +110,14 @@ fn database_encoding() -> c_int {
     unsafe { pg_sys::GetDatabaseEncoding() }
 }
 
-fn encoding_name(encoding: c_int) -> String {
-    // SAFETY: returns a pointer to a constant, "" for an unknown encoding.
-    let name = unsafe { CStr::from_ptr(pg_sys::pg_encoding_to_char(encoding)) };
-    name.to_string_lossy().into_owned()
+fn database_encoding_name() -> String {
+    // SAFETY: returns a pointer to a constant.
+    unsafe { CStr::from_ptr(pg_sys::GetDatabaseEncodingName()) }.to_string_lossy().into_owned()
+}
+
+fn client_encoding_name() -> String {
+    // SAFETY: returns a pointer to a constant.
+    unsafe { CStr::from_ptr(pg_sys::pg_get_client_encoding_name()) }.to_string_lossy().into_owned()
 }
 
 fn is_valid(text: &[u8], encoding: c_int) -> bool {

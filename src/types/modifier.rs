@@ -82,11 +82,10 @@ fn parse(text: &str) -> Result<KeyId, Error> {
 }
 
 fn parse_id(number: &str) -> Result<KeyId, Error> {
-    let id = number
-        .parse()
-        .ok()
-        .and_then(KeyId::new)
-        .ok_or(Error::ModifierInvalid { why: "what follows \"#\" must be a number below 2^31" })?;
+    let id =
+        number.parse().ok().and_then(KeyId::new).ok_or(Error::ModifierInvalid {
+            why: "what follows \"#\" must be a number below 2^31",
+        })?;
     // A dump's tables may come before its keys.
     if !session::is_restoring() {
         let key = keys::find(id)?.ok_or_else(|| Error::unknown_id(id))?;
@@ -96,8 +95,8 @@ fn parse_id(number: &str) -> Result<KeyId, Error> {
 }
 
 fn parse_name(text: &str) -> Result<KeyId, Error> {
-    let name = KeyName::parse(text)
-        .map_err(|why| Error::KeyNameInvalid { name: text.to_owned(), why })?;
+    let name =
+        KeyName::parse(text).map_err(|why| Error::KeyNameInvalid { name: text.to_owned(), why })?;
     refuse_database_key(&name)?;
     if !session::is_restoring() {
         keys::named(&name)?;

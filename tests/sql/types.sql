@@ -7,7 +7,7 @@ CREATE TABLE users (
 \d users
 
 INSERT INTO users VALUES (1, 'alice@example.com', '\x0001ff'), (2, '', ''), (3, NULL, NULL);
-INSERT INTO users (id, email) VALUES (4, 'grüße – 世界 🌍'), (5, E'tab\there, a \\ and a '' quote');
+INSERT INTO users (id, email) VALUES (4, 'grüße – 世界'), (5, E'tab\there, a \\ and a '' quote');
 COPY users FROM stdin;
 6	copied\tvalue	\\xdeadbeef
 7	\N	\N
@@ -15,6 +15,8 @@ COPY users FROM stdin;
 \.
 SELECT * FROM users ORDER BY id;
 COPY (SELECT * FROM users ORDER BY id) TO stdout;
+
+SELECT octet_length('🌍'::encrypted_text::text), '🌍'::encrypted_text('user_pii') = '🌍' AS same;
 
 -- 50 bytes of overhead, each value another ciphertext, under the column's key and version.
 SELECT octet_length(email::bytea) - octet_length(email::text) AS overhead, count(*)
