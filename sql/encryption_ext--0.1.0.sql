@@ -118,9 +118,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM encryption.keyspace) THEN
         RETURN new;
     END IF;
-    -- The id that CREATE EXTENSION drew gives way while no key was made in it. Otherwise this
-    -- database goes on with its own; restored versions carry the one they were made in.
-    IF NOT EXISTS (SELECT FROM encryption.key_version) THEN
+    -- The id that CREATE EXTENSION drew gives way while no version was made in it (restored ones
+    -- carry the id that they were made in). Otherwise this database goes on with its own.
+    IF NOT EXISTS (SELECT FROM encryption.key_version v JOIN encryption.keyspace k ON k.id = v.keyspace) THEN
         UPDATE encryption.keyspace SET id = new.id, created_at = new.created_at;
     END IF;
     RETURN NULL;

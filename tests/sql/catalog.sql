@@ -28,9 +28,9 @@ DELETE FROM encryption.key_grant;
 DELETE FROM encryption.key_version;
 DELETE FROM encryption.key;
 UPDATE encryption.keyspace SET id = gen_random_uuid();
-INSERT INTO encryption.keyspace SELECT * FROM s;
 INSERT INTO encryption.key SELECT * FROM k;
 INSERT INTO encryption.key_version SELECT * FROM v;
+INSERT INTO encryption.keyspace SELECT * FROM s; -- pg_dump's order
 SELECT count(*) FROM (SELECT * FROM encryption.key_version EXCEPT SELECT * FROM v) d;
 SELECT (SELECT id FROM encryption.keyspace) = (SELECT id FROM s) AS restored;
 ROLLBACK;
