@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 
 use crate::catalog::{Key, Privilege, invalidation};
 use crate::errors::Error;
+use crate::pg;
 
 /// What was decided for users and keys, until grants or roles change.
 #[derive(Default)]
@@ -19,7 +20,7 @@ pub(crate) struct Decisions {
 
 /// The privileges that a user holds on a key.
 #[derive(Clone, Copy)]
-struct Held([bool; Privilege::ALL.len()]);
+pub(crate) struct Held([bool; Privilege::ALL.len()]);
 
 impl Decisions {
     /// Forgets what was decided.
@@ -27,29 +28,21 @@ impl Decisions {
         self.held.clear();
     }
 
-    /// Whether the current user has `privilege` on `key`.
-    ///
-    /// # Errors
-    ///
-    /// If not.
-    pub(crate) fn check(&mut self, key: &Key, privilege: Privilege) -> Result<(), Error> {
+    /// The privileges that `user` holds on `key`.
+    pub(crate) fn held(&mut self, user: pg_sys::Oid, key: &Key) -> Held {
         let generation = invalidation::role_generation();
         if self.role_generation != generation {
             self.clear();
             self.role_generation = generation;
         }
-        let user = current_user();
-        let held = *self.held.entry((user, key.name.id())).or_insert_with(|| Held::of(user, key));
-        if held.includes(privilege) {
-            return Ok(());
-        }
-        Err(Error::PermissionDenied { key: key.name.clone(), privilege: privilege.name() })
+        *self.held.entry((user, key.name.id())).or_insert_with(|| Held::of(user, key))
     }
 }
 
 impl Held {
     fn of(user: pg_sys::Oid, key: &Key) -> Self {
-        if is_owner(user, key) {
+        // Everyone uses the database key; it protects no column.
+        if key.is_database_key() || is_owner(user, key) {
             return Self([true; Privilege::ALL.len()]);
         }
         // A role often has several grants: ask once whether the user is a member.
@@ -68,16 +61,17 @@ impl Held {
         }))
     }
 
-    fn includes(self, privilege: Privilege) -> bool {
-        Privilege::ALL.into_iter().zip(self.0).any(|(each, held)| held && each == privilege)
+    /// Whether `privilege` is among them.
+    ///
+    /// # Errors
+    ///
+    /// If not.
+    pub(crate) fn check(self, key: &Key, privilege: Privilege) -> Result<(), Error> {
+        if self.0[privilege as usize] {
+            return Ok(());
+        }
+        Err(Error::PermissionDenied { key: key.name.clone(), privilege: privilege.name() })
     }
-}
-
-/// The role whose rights apply now: that of a SECURITY DEFINER function inside of it, that of
-/// SET ROLE, or else that of the session.
-pub(crate) fn current_user() -> pg_sys::Oid {
-    // SAFETY: reads this backend's current user id.
-    unsafe { pg_sys::GetUserId() }
 }
 
 /// Whether the current user may change the key: its owner, a member of its owner, a superuser.
@@ -86,7 +80,7 @@ pub(crate) fn current_user() -> pg_sys::Oid {
 ///
 /// If not.
 pub(crate) fn check_owner(key: &Key) -> Result<(), Error> {
-    if is_owner(current_user(), key) {
+    if is_owner(pg::current_user(), key) {
         return Ok(());
     }
     Err(Error::NotKeyOwner { key: key.name.clone() })

@@ -20,11 +20,11 @@ use keyring::secret::Secret;
 use keyring::version::VersionId;
 use pgrx::pg_sys;
 
-use crate::access;
+use crate::access::{self, Held};
 use crate::catalog::{self, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::providers::Providers;
-use crate::{session, settings};
+use crate::{pg, session, settings};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -37,10 +37,30 @@ struct Backend {
     catalog_generation: u64,
     catalog: HashMap<KeyId, Rc<Key>>,
     access: access::Decisions,
+    last: Option<Authorized>,
     cache: KeyCache<KeyMaterial>,
     derived: DerivedCiphers<Secret<ValueCipher>>,
     nonces: NonceSource,
     providers: Providers,
+}
+
+/// The key that was used last, and what decides whether it is to be looked up again. Most values in
+/// a row have one key and one user.
+struct Authorized {
+    key: Rc<Key>,
+    user: pg_sys::Oid,
+    held: Held,
+    catalog_generation: u64,
+    role_generation: u64,
+}
+
+impl Authorized {
+    fn is(&self, key_id: KeyId, user: pg_sys::Oid) -> bool {
+        self.key.name.id() == key_id
+            && self.user == user
+            && self.catalog_generation == invalidation::catalog_generation()
+            && self.role_generation == invalidation::role_generation()
+    }
 }
 
 thread_local! {
@@ -186,6 +206,7 @@ pub(crate) fn flush() {
             backend.cache.clear();
             backend.derived.clear();
             backend.catalog.clear();
+            backend.last = None;
             backend.providers = Providers::default();
         }
     });
@@ -199,6 +220,7 @@ impl Backend {
             catalog_generation: 0,
             catalog: HashMap::new(),
             access: access::Decisions::default(),
+            last: None,
             cache: KeyCache::new(settings::cache_capacity(), settings::cache_ttl()),
             derived: DerivedCiphers::new(DERIVED_CIPHERS),
             nonces: NonceSource::new(),
@@ -210,8 +232,7 @@ impl Backend {
     /// committed. PostgreSQL itself does so only at the start of a transaction and when it
     /// acquires a lock that the transaction doesn't have yet.
     fn begin_statement(&mut self) {
-        // SAFETY: reads a timestamp of this backend's.
-        let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
+        let statement = pg::statement_start();
         if statement != self.statement && session::may_wait() {
             // SAFETY: a transaction is in progress, as a type's function is being called, and no
             // lock of PostgreSQL's is held that forbids it.
@@ -224,10 +245,23 @@ impl Backend {
     /// The key with this id, if the current user has `privilege` on it.
     fn authorized(&mut self, key_id: KeyId, privilege: Privilege) -> Result<Rc<Key>, Error> {
         self.begin_statement();
-        let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
-        if !key.is_database_key() {
-            self.access.check(&key, privilege)?;
+        let user = pg::current_user();
+        if let Some(last) = self.last.as_ref().filter(|last| last.is(key_id, user)) {
+            last.held.check(&last.key, privilege)?;
+            return Ok(Rc::clone(&last.key));
         }
+        let (catalog_generation, role_generation) =
+            (invalidation::catalog_generation(), invalidation::role_generation());
+        let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
+        let held = self.access.held(user, &key);
+        self.last = Some(Authorized {
+            key: Rc::clone(&key),
+            user,
+            held,
+            catalog_generation,
+            role_generation,
+        });
+        held.check(&key, privilege)?;
         Ok(key)
     }
 

@@ -12,6 +12,7 @@ mod fmgr;
 mod functions;
 mod keys;
 mod operators;
+mod pg;
 mod providers;
 mod session;
 mod settings;

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys;
 
+use crate::pg;
+
 /// Whether a transaction has ended since the last call of [`is_new_transaction`].
 static TRANSACTION_ENDED: AtomicBool = AtomicBool::new(false);
 
@@ -30,8 +32,8 @@ pub(crate) fn may_wait() -> bool {
 /// snapshot no key may be looked up, and a change stream must not carry plaintext. SQL-level
 /// decoding has the snapshot without being a walsender.
 pub(crate) fn is_decoding() -> bool {
-    // SAFETY: flags of this backend's.
-    unsafe { pg_sys::am_walsender || pg_sys::HistoricSnapshotActive() }
+    // SAFETY: a flag of this backend's.
+    unsafe { pg_sys::am_walsender || pg::is_historic_snapshot_active() }
 }
 
 /// Whether a dump is being restored: pg_dump's scripts and pg_restore set `check_function_bodies`

@@ -25,8 +25,15 @@ impl Varlena {
     ///
     /// `datum` is a non-null value of a variable-length type and outlives what is returned.
     pub(crate) unsafe fn detoast(datum: pg_sys::Datum) -> Self {
+        let value = datum.cast_mut_ptr::<pg_sys::varlena>();
         // SAFETY: the caller's promise.
-        Self(unsafe { pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()) })
+        let is_toasted =
+            unsafe { varlena::varatt_is_1b_e(value) || varlena::varatt_is_4b_c(value) };
+        if !is_toasted {
+            return Self(value);
+        }
+        // SAFETY: the caller's promise.
+        Self(unsafe { pg_sys::pg_detoast_datum_packed(value) })
     }
 
     /// The first `len` bytes of the value that `datum` points to, or all if it has fewer. Of a

@@ -125,7 +125,7 @@ impl State {
 }
 
 impl Privilege {
-    /// Every privilege.
+    /// Every privilege, each at its own number.
     pub(crate) const ALL: [Self; 3] = [Self::Encrypt, Self::Compare, Self::Decrypt];
 
     /// The privilege's name in `enc_grant` and in the catalog.

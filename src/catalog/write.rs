@@ -10,8 +10,8 @@ use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiClient};
 
 use super::{DATABASE_KEY, Privilege, SCHEMA, State, damaged};
-use crate::access;
 use crate::errors::Error;
+use crate::pg;
 
 /// A version that is to be written to the catalog.
 pub(crate) struct NewVersion {
@@ -39,7 +39,7 @@ impl Writer<'_, '_> {
     /// A key, owned by the caller; the database key, which everyone uses, by the tables' owner.
     pub(crate) fn insert_key(&mut self, name: &KeyName) -> Result<(), Error> {
         let owner = match name.as_str() {
-            DATABASE_KEY => access::current_user(),
+            DATABASE_KEY => pg::current_user(),
             _ => self.caller,
         };
         self.run(
@@ -216,7 +216,7 @@ fn number_of(version: KeyVersion) -> DatumWithOid<'static> {
 pub(crate) fn as_owner<T>(
     body: impl FnOnce(&mut Writer<'_, '_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let caller = access::current_user();
+    let caller = pg::current_user();
     let _rights = OwnersRights::take()?;
     Spi::connect_mut(|client| body(&mut Writer { client, caller }))
 }

@@ -12,6 +12,7 @@ use envelope::PlaintextKind;
 use pgrx::pg_sys;
 
 use crate::errors::Error;
+use crate::pg::database_encoding;
 use crate::varlena::{Buffer, Shape};
 
 const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
@@ -103,11 +104,6 @@ pub(crate) fn utf8_string(text: &[u8]) -> Result<String, Error> {
     };
     utf8.and_then(|utf8| String::from_utf8(utf8).ok())
         .ok_or_else(|| Error::InputNotInEncoding { encoding: database_encoding_name() })
-}
-
-fn database_encoding() -> c_int {
-    // SAFETY: reads a constant of this backend's.
-    unsafe { pg_sys::GetDatabaseEncoding() }
 }
 
 fn database_encoding_name() -> String {

@@ -11,7 +11,11 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// The characters are those that mean nothing special in a URL path, a file name, a shell or an
 /// IAM policy, because the name is used in all of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyName(Box<str>);
+pub struct KeyName {
+    name: Box<str>,
+    /// Derived from the name once: it is asked for with every value.
+    id: KeyId,
+}
 
 impl KeyName {
     /// The longest name, in bytes: as long as a PostgreSQL identifier.
@@ -34,26 +38,25 @@ impl KeyName {
         if !name.bytes().all(allowed) {
             return Err(KeyNameError::Character);
         }
-        Ok(Self(name.into()))
+        Ok(Self { name: name.into(), id: KeyId::of(name) })
     }
 
     /// The name as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 
     /// The key's id, which depends on the name alone.
     #[must_use]
     pub fn id(&self) -> KeyId {
-        let digest = Sha256::digest(self.0.as_bytes());
-        KeyId(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) & KeyId::MASK)
+        self.id
     }
 }
 
 impl fmt::Display for KeyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 
@@ -90,6 +93,11 @@ pub struct KeyId(u32);
 
 impl KeyId {
     const MASK: u32 = 0x7fff_ffff;
+
+    fn of(name: &str) -> Self {
+        let digest = Sha256::digest(name.as_bytes());
+        Self(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) & Self::MASK)
+    }
 
     /// The id with this number, if its top bit is clear.
     #[must_use]
