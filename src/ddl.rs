@@ -13,9 +13,9 @@ use crate::fmgr::sql_function;
 use crate::{keys, session, settings};
 
 /// The columns without a type modifier, of the relations and types that the command reports, whose
-/// type is one of ours, an array of it, or a domain over either; and such domains. A domain's own
-/// modifier counts for the columns that have the domain's type. Views are left out: they store
-/// nothing.
+/// type is one of ours, an array or a range of it, or a domain over any of them; and such domains and
+/// ranges. A domain's own modifier counts for the columns that have the domain's type; a range's
+/// bounds can't have one. Views are left out: they store nothing.
 ///
 /// It goes from the few columns that were reported to their types, by indexes, since it runs after
 /// every command that makes or alters a table.
@@ -23,7 +23,7 @@ const WITHOUT_KEY: &str = r#"
 WITH RECURSIVE reported AS (
     SELECT command.classid, command.objid
       FROM pg_catalog.pg_event_trigger_ddl_commands() command
-), candidate (relation, attribute, domain, type_id) AS (
+), candidate (relation, attribute, named_type, type_id) AS (
     SELECT relation.oid, attribute.attnum, NULL::pg_catalog.oid, attribute.atttypid
       FROM reported
       JOIN pg_catalog.pg_class relation ON relation.oid = CASE reported.classid
@@ -34,24 +34,30 @@ WITH RECURSIVE reported AS (
      WHERE relation.relkind IN ('r', 'p', 'f', 'm', 'c')
        AND attribute.attnum > 0 AND NOT attribute.attisdropped AND attribute.atttypmod = -1
   UNION ALL
-    SELECT NULL, NULL, domain.oid, domain.typbasetype
+    SELECT NULL, NULL, named.oid, named.oid
       FROM reported
-      JOIN pg_catalog.pg_type domain ON domain.oid = reported.objid
+      JOIN pg_catalog.pg_type named ON named.oid = reported.objid
      WHERE reported.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
-       AND domain.typtype = 'd' AND domain.typtypmod = -1
+       AND named.typtype IN ('d', 'r')
 ), resolved AS (
     SELECT candidate.*, candidate.type_id AS inner_type_id FROM candidate
   UNION ALL
-    SELECT resolved.relation, resolved.attribute, resolved.domain, resolved.type_id,
-           CASE WHEN type.typtype = 'd' THEN type.typbasetype ELSE type.typelem END
+    SELECT resolved.relation, resolved.attribute, resolved.named_type, resolved.type_id,
+           CASE WHEN type.typtype = 'd' THEN type.typbasetype
+                WHEN type.typtype = 'r' THEN
+                    (SELECT rngsubtype FROM pg_catalog.pg_range WHERE rngtypid = type.oid)
+                WHEN type.typtype = 'm' THEN
+                    (SELECT rngsubtype FROM pg_catalog.pg_range WHERE rngmultitypid = type.oid)
+                ELSE type.typelem END
       FROM resolved
       JOIN pg_catalog.pg_type type ON type.oid = resolved.inner_type_id
      WHERE type.typtype = 'd' AND type.typtypmod = -1
+        OR type.typtype IN ('r', 'm')
         OR type.typcategory = 'A' AND type.typelem <> 0
 )
-SELECT CASE WHEN resolved.domain IS NULL
+SELECT CASE WHEN resolved.named_type IS NULL
             THEN pg_catalog.format('column "%s" of "%s"', attribute.attname, relation.relname)
-            ELSE pg_catalog.format('domain "%s"', domain.typname) END,
+            ELSE pg_catalog.format('type "%s"', named.typname) END,
        encrypted.typname::text, attribute.attname::text,
        relation.oid::pg_catalog.regclass::text, pg_catalog.format_type(resolved.type_id, -1),
        relation.relkind IN ('r', 'p')
@@ -63,10 +69,10 @@ SELECT CASE WHEN resolved.domain IS NULL
   LEFT JOIN pg_catalog.pg_class relation ON relation.oid = resolved.relation
   LEFT JOIN pg_catalog.pg_attribute attribute
     ON attribute.attrelid = resolved.relation AND attribute.attnum = resolved.attribute
-  LEFT JOIN pg_catalog.pg_type domain ON domain.oid = resolved.domain
+  LEFT JOIN pg_catalog.pg_type named ON named.oid = resolved.named_type
  ORDER BY 1"#;
 
-/// A column, or a domain, that names no key.
+/// A column, or a type, that names no key.
 struct WithoutKey {
     /// Which, for a message.
     object: String,

@@ -396,7 +396,7 @@ impl Error {
             }
             Self::SettingInvalid { setting, why } => {
                 Description::new("KE061", format!("invalid setting {setting}: {why}"))
-                    .hint("See docs/providers.md for the settings of each provider.")
+                    .hint("See docs/reference.md for the settings.")
             }
             Self::CatalogDamaged { what } => {
                 Description::new("KE090", format!("key catalog is damaged: {what}")).hint(

@@ -13,6 +13,17 @@ use pgrx::pg_sys;
 
 use crate::errors::Error;
 
+/// `GUC_ALLOW_IN_PARALLEL` of `src/include/utils/guc.h`, by number because older minor versions lack
+/// it. A session may load the library in the middle of a parallel query. With this flag PostgreSQL
+/// then takes the settings over from its configuration; without it, it drops them with a warning.
+const ALLOW_IN_PARALLEL: GucFlags = GucFlags::from_bits_retain(if cfg!(feature = "pg14") {
+    0x20_0000
+} else if cfg!(feature = "pg15") {
+    0x40_0000
+} else {
+    0x8000
+});
+
 type Text = GucSetting<Option<CString>>;
 type Integer = GucSetting<i32>;
 
@@ -169,6 +180,7 @@ fn define_text(
     setting: &'static Text,
     flags: GucFlags,
 ) {
+    let flags = flags | ALLOW_IN_PARALLEL;
     GucRegistry::define_string_guc(name, short, long, setting, GucContext::Suset, flags);
 }
 
@@ -188,7 +200,7 @@ fn define_integer(
         *range.start(),
         *range.end(),
         GucContext::Suset,
-        flags,
+        flags | ALLOW_IN_PARALLEL,
     );
 }
 

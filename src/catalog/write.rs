@@ -160,6 +160,18 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// Takes the privileges on a key from roles that were dropped: another role may get their
+    /// object ids.
+    pub(crate) fn delete_grants_of_dropped_roles(&mut self, name: &KeyName) -> Result<(), Error> {
+        self.run(
+            "DELETE FROM encryption.key_grant
+              WHERE key_id = $1 AND grantee::pg_catalog.oid <> 0
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_authid WHERE oid = grantee)",
+            &[id(name)],
+        )?;
+        Ok(())
+    }
+
     /// An entry in the lifecycle log.
     pub(crate) fn log(
         &mut self,

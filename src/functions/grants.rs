@@ -57,6 +57,7 @@ fn change_grants(
     };
     as_owner(|catalog| {
         catalog.lock()?;
+        catalog.delete_grants_of_dropped_roles(&change.key)?;
         for &privilege in &change.privileges {
             write(catalog, &change, privilege)?;
         }

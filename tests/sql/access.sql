@@ -82,6 +82,15 @@ SELECT enc_grant('user_pii', 'regress_nobody', 'everything');
 SELECT enc_grant('user_pii', 'no_such_role', 'decrypt');
 SELECT enc_grant('no_such_key', 'regress_nobody', 'decrypt');
 
+-- The grants of a role that was dropped go with the next change.
+CREATE ROLE regress_passing;
+SELECT enc_grant('user_pii', 'regress_passing', 'decrypt');
+DROP ROLE regress_passing;
+SELECT count(*) FROM enc_key_grants WHERE grantee LIKE 'unknown%';
+SELECT enc_grant('user_pii', 'regress_nobody', 'compare');
+SELECT enc_revoke('user_pii', 'regress_nobody');
+SELECT count(*) FROM enc_key_grants WHERE grantee LIKE 'unknown%';
+
 -- Keys belong to who made them.
 SET ROLE regress_nobody;
 SELECT enc_create_key('mine');
