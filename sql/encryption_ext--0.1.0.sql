@@ -32,7 +32,8 @@ CREATE TABLE encryption.key (
     owner       regrole     NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT key_id_is_of_name CHECK (
-        key_id = ('x' || encode(substr(sha256(convert_to(name, 'UTF8')), 1, 4), 'hex'))::bit(32)::integer
+        -- The name is ASCII without backslashes, so its bytes are the same in every encoding.
+        key_id = ('x' || encode(substr(sha256(name::bytea), 1, 4), 'hex'))::bit(32)::integer
                  & 2147483647)
 );
 COMMENT ON TABLE encryption.key IS 'keys';
@@ -318,7 +319,7 @@ CREATE CAST (bpchar AS encrypted_text)
 CREATE CAST (name AS encrypted_text)
     WITH FUNCTION encrypted_text(name, integer, boolean) AS ASSIGNMENT;
 
--- Implicit, so that lower(email), email LIKE '…' and email || '…' mean what they do for text.
+-- Implicit, so that lower(email), email LIKE '...' and email || '...' mean what they do for text.
 CREATE CAST (encrypted_text AS text)
     WITH FUNCTION encrypted_text_to_text(encrypted_text) AS IMPLICIT;
 CREATE CAST (encrypted_text AS varchar)

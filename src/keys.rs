@@ -17,7 +17,7 @@ use envelope::{
 use keyring::cache::{CachedKey, KeyCache, Lookup, StatementId};
 use keyring::material::KeyMaterial;
 use keyring::secret::Secret;
-use keyring::version::VersionId;
+use keyring::version::{CheckValue, VersionId};
 use pgrx::pg_sys;
 
 use crate::access::{self, Held};
@@ -38,7 +38,7 @@ struct Backend {
     catalog: HashMap<KeyId, Rc<Key>>,
     access: access::Decisions,
     last: Option<Authorized>,
-    cache: KeyCache<KeyMaterial>,
+    cache: KeyCache<Opened>,
     derived: DerivedCiphers<Secret<ValueCipher>>,
     nonces: NonceSource,
     providers: Providers,
@@ -61,6 +61,12 @@ impl Authorized {
             && self.catalog_generation == invalidation::catalog_generation()
             && self.role_generation == invalidation::role_generation()
     }
+}
+
+/// A version's key in the cache, and the check value that tells which key it is.
+pub(crate) struct Opened {
+    material: KeyMaterial,
+    check_value: CheckValue,
 }
 
 thread_local! {
@@ -113,7 +119,7 @@ pub(crate) fn encrypting<T>(
             .next(backend.process_id, plaintext_len)
             .map_err(|_| Error::RandomUnavailable)?;
         let cipher = backend.derived.get_or_derive(key_id, version, nonce.salt(), || {
-            Ok::<_, Error>(Secret::new(cached.value.values.derive(nonce.salt())))
+            Ok::<_, Error>(Secret::new(cached.value.material.values.derive(nonce.salt())))
         })?;
         body(Encrypting { name: &cached.name, version, nonce, cipher })
     })
@@ -137,7 +143,7 @@ pub(crate) fn decrypting<T>(
         let key = backend.authorized(key_id, privilege)?;
         let cached = backend.opened(&key, version)?;
         let cipher = backend.derived.get_or_derive(key_id, version, salt, || {
-            Ok::<_, Error>(Secret::new(cached.value.values.derive(salt)))
+            Ok::<_, Error>(Secret::new(cached.value.material.values.derive(salt)))
         })?;
         body(&cached.name, cipher)
     })
@@ -193,7 +199,7 @@ pub(crate) fn with_providers<T>(
 
 /// Calls `body` with this backend's cache of keys.
 pub(crate) fn with_cache<T>(
-    body: impl FnOnce(&mut KeyCache<KeyMaterial>) -> Result<T, Error>,
+    body: impl FnOnce(&mut KeyCache<Opened>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     with_backend(|backend| body(&mut backend.cache))
 }
@@ -295,15 +301,13 @@ impl Backend {
     }
 
     /// The bytes of a version that may decrypt: from the cache, or from its provider.
-    fn opened(
-        &mut self,
-        key: &Key,
-        number: KeyVersion,
-    ) -> Result<Rc<CachedKey<KeyMaterial>>, Error> {
+    fn opened(&mut self, key: &Key, number: KeyVersion) -> Result<Rc<CachedKey<Opened>>, Error> {
         let key_id = key.name.id();
         let version = usable(key, number)?;
         if let Lookup::Hit(cached) =
             self.cache.lookup(key_id, number, self.statement_id(), Instant::now)
+            // A version that was rolled back, and then made again, is another key.
+            && cached.value.check_value == version.check_value
         {
             return Ok(cached);
         }
@@ -319,7 +323,7 @@ impl Backend {
     /// meets them later doesn't wait again. One that fails is tried again when a value needs it.
     fn fetch_others(&mut self, key: &Key, but: KeyVersion) {
         let others = key.versions.iter().filter(|version| {
-            version.state.decrypts() && version.number != but && !self.holds(key, version.number)
+            version.state.decrypts() && version.number != but && !self.holds(key, version)
         });
         for version in others.collect::<Vec<_>>() {
             if self.fetch(key, version).is_err() {
@@ -329,7 +333,7 @@ impl Backend {
     }
 
     /// Asks the version's provider for its bytes, verifies them and keeps them.
-    fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<KeyMaterial>>, Error> {
+    fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<Opened>>, Error> {
         let data_key = self.providers.open(key, version)?;
         verify_check_value(key, version, &data_key)?;
         let material = match key.is_database_key() {
@@ -339,12 +343,17 @@ impl Backend {
         // What was derived from the version's former bytes is not used with the new.
         self.derived.forget(key.name.id(), version.number);
         let locked = material.is_locked();
+        let opened = Opened { material, check_value: version.check_value };
         let (name, number) = (key.name.clone(), version.number);
-        Ok(self.cache.insert(name, number, material, locked, self.statement_id(), Instant::now()))
+        Ok(self.cache.insert(name, number, opened, locked, self.statement_id(), Instant::now()))
     }
 
-    fn holds(&self, key: &Key, number: KeyVersion) -> bool {
-        self.cache.entries().any(|entry| entry.name == key.name && entry.version == number)
+    fn holds(&self, key: &Key, version: &Version) -> bool {
+        self.cache.entries().any(|entry| {
+            entry.name == key.name
+                && entry.version == version.number
+                && entry.value.check_value == version.check_value
+        })
     }
 
     fn statement_id(&self) -> StatementId {

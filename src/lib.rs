@@ -22,6 +22,12 @@ mod varlena;
 
 pgrx::pg_module_magic!(name, version);
 
+/// Memory that this library frees is overwritten, whoever allocated it: the libraries for HTTP, TLS
+/// and JSON have held keys and tokens in theirs. (Values are in PostgreSQL's memory.)
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
+    zeroizing_alloc::ZeroAlloc(std::alloc::System);
+
 /// Called by PostgreSQL when it loads the library: in the postmaster if it is preloaded, or in the
 /// first session that needs it. No key is touched here.
 #[unsafe(no_mangle)]

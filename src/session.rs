@@ -7,8 +7,8 @@ use pgrx::pg_sys;
 
 use crate::pg;
 
-/// Whether a transaction has ended since the last call of [`is_new_transaction`].
-static TRANSACTION_ENDED: AtomicBool = AtomicBool::new(false);
+/// Whether a transaction has ended since the last call of [`is_new_transaction`], or there was none.
+static TRANSACTION_ENDED: AtomicBool = AtomicBool::new(true);
 
 /// This process's id.
 pub(crate) fn process_id() -> u32 {

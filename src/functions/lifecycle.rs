@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use envelope::{KeyName, KeyVersion};
+use keyring::provider::FoundVersion;
 use keyring::version::{CheckValue, Keyspace, VersionId};
 use pgrx::pg_sys;
 
@@ -30,7 +31,13 @@ sql_function! {
             return existing(&name, &key, call.boolean(1));
         }
         ensure_database_key()?;
-        let version = create(&name)?;
+        let version = match create(&name) {
+            // Another session makes it at the same moment, and was faster.
+            Err(Error::KeyChangedMeanwhile { .. }) if call.boolean(1) => {
+                return existing(&name, &*keys::named(&name)?, true);
+            }
+            result => result?,
+        };
         if settings::provider().is_some_and(|provider| provider == providers::FILE) {
             pgrx::warning!(
                 "provider \"file\" is for trying out: whoever can read the server's files has the keys"
@@ -152,29 +159,43 @@ fn discover(
     let found = keys::with_providers(|providers| {
         providers.call(provider, name, |provider| provider.discover(name, &[]))
     })?;
-    let known = |reference: &str| {
+    let is_known = |reference: &str| {
         known.is_some_and(|key| {
             key.versions
                 .iter()
                 .any(|version| version.provider == provider && version.reference == reference)
         })
     };
-    let newer = found.iter().rposition(|version| known(&version.reference)).map_or(0, |at| at + 1);
-    Ok(found
-        .into_iter()
-        .skip(newer)
-        .map(|version| NewVersion {
-            number: version.number,
-            provider: provider.to_owned(),
-            reference: version.reference,
-            wrapped: None,
-            check_value: CheckValue::of(
-                &version.key,
-                &VersionId { keyspace, name, version: version.number },
-            ),
-            keyspace,
-        })
-        .collect())
+    let newer =
+        found.iter().rposition(|version| is_known(&version.reference)).map_or(0, |at| at + 1);
+    let mut found: Vec<_> = found.into_iter().skip(newer).collect();
+
+    // They keep the numbers that they have at the provider, which others who read the same keys
+    // give them too, unless these numbers are taken here: as when the key came from another
+    // provider. Then the newest alone gets the next number.
+    let next = known.map_or(Ok(KeyVersion::FIRST), next_number)?;
+    if found.first().is_some_and(|version| version.number < next) {
+        found.drain(..found.len() - 1);
+        found.iter_mut().for_each(|version| version.number = next);
+    }
+    Ok(found.into_iter().map(|version| adopted(provider, name, keyspace, version)).collect())
+}
+
+fn adopted(
+    provider: &str,
+    name: &KeyName,
+    keyspace: Keyspace,
+    version: FoundVersion,
+) -> NewVersion {
+    let FoundVersion { number, reference, key } = version;
+    NewVersion {
+        number,
+        provider: provider.to_owned(),
+        reference,
+        wrapped: None,
+        check_value: CheckValue::of(&key, &VersionId { keyspace, name, version: number }),
+        keyspace,
+    }
 }
 
 /// Has the provider make a version, under the number that it has there unless that was used.
