@@ -180,8 +180,8 @@ pub(crate) fn named(name: &KeyName) -> Result<Rc<Key>, Error> {
 ///
 /// If not.
 pub(crate) fn verify(key: &Key, version: &Version) -> Result<(), Error> {
-    with_backend(|backend| {
-        let data_key = backend.providers.open(key, version)?;
+    with_providers(|providers| {
+        let data_key = providers.open(key, version)?;
         verify_check_value(key, version, &data_key)
     })
 }
@@ -194,7 +194,11 @@ pub(crate) fn verify(key: &Key, version: &Version) -> Result<(), Error> {
 pub(crate) fn with_providers<T>(
     body: impl FnOnce(&mut Providers) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    with_backend(|backend| body(&mut backend.providers))
+    with_backend(|backend| {
+        let result = body(&mut backend.providers);
+        backend.providers.close_connections();
+        result
+    })
 }
 
 /// Calls `body` with this backend's cache of keys.
@@ -314,9 +318,12 @@ impl Backend {
         if !session::may_wait() {
             return Err(Error::KeyUnavailableHere { key: key.name.to_string() });
         }
-        let opened = self.fetch(key, version)?;
-        self.fetch_others(key, number);
-        Ok(opened)
+        let opened = self.fetch(key, version);
+        if opened.is_ok() {
+            self.fetch_others(key, number);
+        }
+        self.providers.close_connections();
+        opened
     }
 
     /// The key's other readable versions are fetched with the first, so that a statement that

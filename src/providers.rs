@@ -103,6 +103,13 @@ impl Providers {
         })
     }
 
+    /// Closes what connections are open: no call follows soon.
+    pub(crate) fn close_connections(&mut self) {
+        for (_, provider) in self.made.values_mut() {
+            provider.close_connections();
+        }
+    }
+
     fn provider(
         &mut self,
         name: &str,

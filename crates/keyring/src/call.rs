@@ -42,6 +42,10 @@ const MAX_ABANDONED: usize = 4;
 /// How long the caller waits before it asks again whether to give up.
 const INTERVAL: Duration = Duration::from_millis(10);
 
+/// How much of a thread's stack is overwritten when its call has ended, in bytes: more than TLS, HTTP
+/// and JSON together use.
+const WIPED_STACK: usize = 256 * 1024;
+
 /// The calls that were given up and still run.
 static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 
@@ -77,7 +81,10 @@ pub fn call<T: Send + 'static>(
         move || {
             let _ended = Ended(ticket);
             // Nothing that `work` has can be seen after a panic: it owns all of it.
-            if let Ok(answer) = panic::catch_unwind(AssertUnwindSafe(work)) {
+            let answer = panic::catch_unwind(AssertUnwindSafe(work));
+            // The C library keeps a thread's stack for the next one, and what was in it.
+            zeroize::zeroize_stack::<WIPED_STACK>();
+            if let Ok(answer) = answer {
                 // The receiver is gone when the call was given up. The answer is dropped then.
                 let _ = sender.send(answer);
             }

@@ -66,6 +66,10 @@ pub trait Provider {
         reference: &str,
         wrapped: Option<&[u8]>,
     ) -> Result<DataKey, ProviderError>;
+
+    /// Closes the connections that are kept for a next call, because none follows soon: their
+    /// buffers may hold what went through them last. A login is kept.
+    fn close_connections(&mut self) {}
 }
 
 /// A version that exists at a direct provider.

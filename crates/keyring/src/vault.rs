@@ -315,6 +315,10 @@ impl Provider for VaultProvider {
             SecretState::Live => self.key(&name, &secret),
         }
     }
+
+    fn close_connections(&mut self) {
+        self.client.close_connections();
+    }
 }
 
 /// The body of a request to write `key` as the version after `newest`, and only as that one.

@@ -45,6 +45,11 @@ impl Client {
         Self { server, interrupt, http: Http::new(), login, last_error: None }
     }
 
+    /// Closes the connections that are open.
+    pub(super) fn close_connections(&mut self) {
+        self.http.close_connections();
+    }
+
     /// The time at which an operation that begins now must end.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.server.limits.total

@@ -93,6 +93,11 @@ impl Http {
         answer
     }
 
+    /// Closes the connections that are open.
+    pub(super) fn close_connections(&mut self) {
+        self.agent = None;
+    }
+
     /// The agent that has the connections, a new one if the CA file was replaced.
     fn agent(&mut self, server: &Server) -> Result<Agent, ProviderError> {
         let stamp = server.ca_file.as_deref().and_then(watched::stamp);
