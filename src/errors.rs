@@ -492,6 +492,11 @@ impl From<FormatError> for Error {
 }
 
 impl Error {
+    /// Whether a provider refused to make a version because somebody else has just made one.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Provider { error, .. } if error.kind == ProviderErrorKind::Conflict)
+    }
+
     /// A key that a value or a column names by id and the catalog doesn't have.
     pub(crate) fn unknown_id(id: KeyId) -> Self {
         Self::KeyUnknown { key: id.to_string() }

@@ -83,7 +83,17 @@ fn create(name: &KeyName) -> Result<KeyVersion, Error> {
     let keyspace = catalog::read_keyspace()?;
     let mut versions = discover(&provider, name, keyspace, None)?;
     if versions.is_empty() {
-        versions.push(make(&provider, name, keyspace, KeyVersion::FIRST)?);
+        match make(&provider, name, keyspace, KeyVersion::FIRST) {
+            Ok(version) => versions.push(version),
+            // Somebody else made it there meanwhile: so it is to be adopted.
+            Err(error) if error.is_conflict() => {
+                versions = discover(&provider, name, keyspace, None)?;
+                if versions.is_empty() {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
     } else {
         let count = versions.len();
         pgrx::notice!("adopted {count} version(s) of key \"{name}\" from provider \"{provider}\"");

@@ -6,6 +6,8 @@
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Barrier;
+use std::thread;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -282,4 +284,37 @@ pub fn find_all(haystack: &[u8], needles: &[Vec<u8>]) -> Vec<usize> {
         }
     }
     found
+}
+
+/// How many sessions [`at_once`] has.
+pub const AT_ONCE: usize = 8;
+
+/// What each of some sessions that begin at the same time gets from its statement, which returns an
+/// `integer`: that, or an SQLSTATE.
+///
+/// # Panics
+///
+/// If an error has no hint.
+pub fn at_once(
+    cluster: &Cluster,
+    sql: &(dyn Fn(usize) -> String + Sync),
+) -> Vec<Result<i32, String>> {
+    let begin = Barrier::new(AT_ONCE);
+    let run = &|n| {
+        let mut session = connect(cluster);
+        begin.wait();
+        let row = session.query_one(&sql(n), &[]);
+        row.map(|row| row.get(0)).map_err(|error| {
+            let error = error.as_db_error().expect("the server raised it");
+            assert!(error.hint().is_some(), "{error:?}");
+            error.code().code().to_owned()
+        })
+    };
+    thread::scope(|scope| {
+        let sessions: Vec<_> = (0..AT_ONCE).map(|n| scope.spawn(move || run(n))).collect();
+        sessions
+            .into_iter()
+            .map(|session| session.join().expect("the session's thread ends"))
+            .collect()
+    })
 }

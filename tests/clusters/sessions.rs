@@ -5,11 +5,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::process::Output;
-use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cluster_tests::{Binary, DATABASE, MAJOR, Session, connect, expect_error, header, start};
+use cluster_tests::{
+    AT_ONCE, Binary, DATABASE, MAJOR, Session, at_once, connect, expect_error, header, start,
+};
 use harness::cluster::{Cluster, SUPERUSER};
 use postgres::{Client, Statement};
 
@@ -380,28 +381,6 @@ fn a_version_that_was_rolled_back_is_forgotten() {
     one.run("SELECT v FROM t");
 }
 
-const SESSIONS: usize = 8;
-
-/// What each of some sessions that begin at the same time gets from its statement: a version, or an
-/// SQLSTATE.
-fn at_once(cluster: &Cluster, sql: &(dyn Fn(usize) -> String + Sync)) -> Vec<Result<i32, String>> {
-    let begin = Barrier::new(SESSIONS);
-    let run = &|n| {
-        let mut session = connect(cluster);
-        begin.wait();
-        let row = session.query_one(&sql(n), &[]);
-        row.map(|row| row.get(0)).map_err(|error| {
-            let error = error.as_db_error().unwrap();
-            assert!(error.hint().is_some(), "{error:?}");
-            error.code().code().to_owned()
-        })
-    };
-    thread::scope(|scope| {
-        let sessions: Vec<_> = (0..SESSIONS).map(|n| scope.spawn(move || run(n))).collect();
-        sessions.into_iter().map(|session| session.join().unwrap()).collect()
-    })
-}
-
 /// With `if_not_exists`, that the key is there is a success, whoever made it.
 #[test]
 fn a_key_that_many_sessions_make_if_it_does_not_exist_is_no_error() {
@@ -409,7 +388,7 @@ fn a_key_that_many_sessions_make_if_it_does_not_exist_is_no_error() {
     let Some(cluster) = start(test) else { return };
     for n in 0..3 {
         let made = at_once(&cluster, &|_| format!("SELECT enc_create_key('key_{n}', true)"));
-        assert_eq!(made, vec![Ok(1); SESSIONS]);
+        assert_eq!(made, vec![Ok(1); AT_ONCE]);
     }
 }
 
@@ -419,9 +398,9 @@ fn keys_made_and_rotated_by_many_sessions_at_once_stay_consistent() {
     let Some(cluster) = start(test) else { return };
     // Different first keys: all are made, and the database key with them, once.
     let made = at_once(&cluster, &|n| format!("SELECT enc_create_key('first_{n}')"));
-    assert_eq!(made, vec![Ok(1); SESSIONS]);
+    assert_eq!(made, vec![Ok(1); AT_ONCE]);
     let mut admin = connect(&cluster);
-    assert_eq!(admin.value::<i64>("SELECT count(*) FROM enc_keys"), 1 + SESSIONS as i64);
+    assert_eq!(admin.value::<i64>("SELECT count(*) FROM enc_keys"), 1 + AT_ONCE as i64);
 
     // The same key: one makes it, the others are told.
     let made = at_once(&cluster, &|_| "SELECT enc_create_key('same')".to_owned());
@@ -429,7 +408,7 @@ fn keys_made_and_rotated_by_many_sessions_at_once_stay_consistent() {
     let told = |made: &Result<i32, String>| {
         made.as_ref().is_err_and(|code| code == "KE004" || code == "KE014")
     };
-    assert_eq!(made.iter().filter(|made| told(made)).count(), SESSIONS - 1, "{made:?}");
+    assert_eq!(made.iter().filter(|made| told(made)).count(), AT_ONCE - 1, "{made:?}");
     // Each rotation succeeds or says that another one was faster; none is lost.
     let mut rotations = 0;
     for _ in 0..3 {

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster_tests::{
-    DATABASE, Session, bytea, connect, create_extension, expect_error, seal, texts_of,
+    AT_ONCE, DATABASE, Session, at_once, bytea, connect, create_extension, expect_error, seal,
+    texts_of,
 };
 use envelope::PlaintextKind;
 use harness::cluster::{Cluster, backend_pid};
@@ -215,6 +216,21 @@ fn a_writing_policy_makes_keys_and_versions() {
     assert_eq!(session.value::<i32>("SELECT enc_rotate_key('k')"), 3);
     let (_, answer) = setup.server.request("GET", "secret/data/keys/k", Value::Null);
     assert_eq!(answer["data"]["metadata"]["version"], 3);
+}
+
+#[test]
+fn keys_made_by_many_sessions_at_once_are_made_once() {
+    let test = "keys_made_by_many_sessions_at_once_are_made_once";
+    let Some(setup) = Setup::new(test, OpenBao::start, WRITING) else { return };
+    let made = at_once(&setup.cluster, &|_| "SELECT enc_create_key('k', true)".to_owned());
+    assert_eq!(made, vec![Ok(1); AT_ONCE]);
+    let made = at_once(&setup.cluster, &|n| format!("SELECT enc_create_key('k_{n}')"));
+    assert_eq!(made, vec![Ok(1); AT_ONCE]);
+    for name in ["database", "k", "k_0"] {
+        let (_, answer) =
+            setup.server.request("GET", &format!("secret/metadata/keys/{name}"), Value::Null);
+        assert_eq!(answer["data"]["current_version"], 1);
+    }
 }
 
 #[test]
