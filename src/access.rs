@@ -1,7 +1,6 @@
 //! Who may do what with a key: PostgreSQL's rules of role membership, applied to the grants of
 //! the catalog.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 
 use envelope::KeyId;
@@ -45,14 +44,9 @@ impl Held {
         if key.is_database_key() || is_owner(user, key) {
             return Self([true; Privilege::ALL.len()]);
         }
-        // A role often has several grants: ask once whether the user is a member.
-        let memberships = RefCell::new(HashMap::new());
+        // PostgreSQL remembers by itself which roles the user is a member of.
         let applies = |grantee: pg_sys::Oid| {
-            grantee == pg_sys::InvalidOid
-                || *memberships
-                    .borrow_mut()
-                    .entry(grantee)
-                    .or_insert_with(|| has_privileges_of(user, grantee))
+            grantee == pg_sys::InvalidOid || has_privileges_of(user, grantee)
         };
         Self(Privilege::ALL.map(|wanted| {
             key.grants

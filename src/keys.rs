@@ -118,9 +118,7 @@ pub(crate) fn encrypting<T>(
             .nonces
             .next(backend.process_id, plaintext_len)
             .map_err(|_| Error::RandomUnavailable)?;
-        let cipher = backend.derived.get_or_derive(key_id, version, nonce.salt(), || {
-            Ok::<_, Error>(Secret::new(cached.value.material.values.derive(nonce.salt())))
-        })?;
+        let cipher = backend.cipher(&cached, nonce.salt())?;
         body(Encrypting { name: &cached.name, version, nonce, cipher })
     })
 }
@@ -142,10 +140,7 @@ pub(crate) fn decrypting<T>(
     with_backend(|backend| {
         let key = backend.authorized(key_id, privilege)?;
         let cached = backend.opened(&key, version)?;
-        let cipher = backend.derived.get_or_derive(key_id, version, salt, || {
-            Ok::<_, Error>(Secret::new(cached.value.material.values.derive(salt)))
-        })?;
-        body(&cached.name, cipher)
+        body(&cached.name, backend.cipher(&cached, salt)?)
     })
 }
 
@@ -324,6 +319,18 @@ impl Backend {
         }
         self.providers.close_connections();
         opened
+    }
+
+    /// The cipher for values with this salt under a version that is here.
+    fn cipher(
+        &mut self,
+        cached: &CachedKey<Opened>,
+        salt: &[u8; envelope::SALT_LEN],
+    ) -> Result<&ValueCipher, Error> {
+        let cipher = self.derived.get_or_derive(cached.name.id(), cached.version, salt, || {
+            Ok::<_, Error>(Secret::new(cached.value.material.values.derive(salt)))
+        })?;
+        Ok(cipher)
     }
 
     /// The key's other readable versions are fetched with the first, so that a statement that

@@ -24,7 +24,9 @@ pub(super) fn scan(
     id: Option<KeyId>,
     mut each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let (table_oid, index_oid) = find(table, index)?;
+    let table_oid = table_oid(table)?;
+    // Without its index the whole table is read.
+    let index_oid = relation_oid(index);
     invalidation::watch(table_oid);
 
     let mut scan_key = pg_sys::ScanKeyData::default();
@@ -72,18 +74,24 @@ pub(super) fn scan(
     }
 }
 
-/// The object ids of a table of the extension's and of its index (`InvalidOid` if it has gone:
-/// the scan then reads the whole table).
-fn find(table: &CStr, index: &CStr) -> Result<(pg_sys::Oid, pg_sys::Oid), Error> {
-    // SAFETY: the names are NUL-terminated; look-ups in system caches.
+/// The object id of a table of the extension's.
+pub(super) fn table_oid(table: &CStr) -> Result<pg_sys::Oid, Error> {
+    match relation_oid(table) {
+        pg_sys::InvalidOid => {
+            let table = table.to_string_lossy();
+            Err(damaged(format!("table encryption.{table} does not exist")))
+        }
+        oid => Ok(oid),
+    }
+}
+
+/// The object id of a relation in the extension's schema; `InvalidOid` if there is none.
+fn relation_oid(name: &CStr) -> pg_sys::Oid {
+    // SAFETY: the names are NUL-terminated; look-ups in system caches. No relation is in a schema
+    // that doesn't exist.
     unsafe {
         let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
-        let table_oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
-        if schema == pg_sys::InvalidOid || table_oid == pg_sys::InvalidOid {
-            let table = table.to_string_lossy();
-            return Err(damaged(format!("table encryption.{table} does not exist")));
-        }
-        Ok((table_oid, pg_sys::get_relname_relid(index.as_ptr(), schema)))
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
     }
 }
 

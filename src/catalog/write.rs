@@ -9,7 +9,8 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiClient};
 
-use super::{DATABASE_KEY, Privilege, SCHEMA, State, damaged};
+use super::scan::table_oid;
+use super::{DATABASE_KEY, Privilege, State};
 use crate::errors::Error;
 use crate::pg;
 
@@ -276,14 +277,10 @@ impl Drop for OwnersRights {
 }
 
 fn owner_of_tables() -> Result<pg_sys::Oid, Error> {
-    // SAFETY: the names are NUL-terminated; the relation is closed again.
+    let table = table_oid(c"key")?;
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the table exists; the relation is closed again.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
-        let table = pg_sys::get_relname_relid(c"key".as_ptr(), schema);
-        if table == pg_sys::InvalidOid {
-            return Err(damaged("table encryption.key does not exist"));
-        }
-        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let relation = pg_sys::table_open(table, lock);
         let owner = (*(*relation).rd_rel).relowner;
         pg_sys::table_close(relation, lock);

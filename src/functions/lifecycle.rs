@@ -188,24 +188,15 @@ fn discover(
         found.drain(..found.len() - 1);
         found.iter_mut().for_each(|version| version.number = next);
     }
-    Ok(found.into_iter().map(|version| adopted(provider, name, keyspace, version)).collect())
-}
-
-fn adopted(
-    provider: &str,
-    name: &KeyName,
-    keyspace: Keyspace,
-    version: FoundVersion,
-) -> NewVersion {
-    let FoundVersion { number, reference, key } = version;
-    NewVersion {
+    let adopted = |FoundVersion { number, reference, key }| NewVersion {
         number,
         provider: provider.to_owned(),
         reference,
         wrapped: None,
         check_value: CheckValue::of(&key, &VersionId { keyspace, name, version: number }),
         keyspace,
-    }
+    };
+    Ok(found.into_iter().map(adopted).collect())
 }
 
 /// Has the provider make a version, under the number that it has there unless that was used.

@@ -4,8 +4,9 @@ use envelope::{KeyId, PlaintextKind, Sealed};
 use pgrx::fcinfo::direct_function_call_as_datum;
 use pgrx::pg_sys;
 
-use super::text::rotate;
-use super::{EncryptedType, armored, coerce, key_of_modifier, parse, refuse_armor, seal_input};
+use super::{
+    EncryptedType, armored, coerce, key_of_modifier, parse, refuse_armor, rotate, seal_input,
+};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};

@@ -160,10 +160,8 @@ fn convert(text: &[u8], from: c_int, to: c_int) -> Option<Vec<u8>> {
         let converted = usize::try_from(converted).ok().filter(|&converted| converted > 0)?;
         let written = buffer.iter().position(|&byte| byte == 0)?;
         output.extend_from_slice(&buffer[..written]);
-        zeroize::Zeroize::zeroize(&mut buffer);
         done += converted;
     }
-    zeroize::Zeroize::zeroize(&mut input);
     Some(output)
 }
 

@@ -71,29 +71,27 @@ pub(crate) fn coerce<T: EncryptedType>(
         return Ok(datum);
     }
     // SAFETY: SQL declares the cast's first argument with an encrypted type.
-    let stored = unsafe { Varlena::detoast(datum) };
-    match reencrypt::<T>(stored, key_of_modifier(modifier)?)? {
-        Some(value) => Ok(value),
-        None => Ok(stored.datum()),
-    }
+    reencrypt::<T>(unsafe { Varlena::detoast(datum) }, key_of_modifier(modifier)?)
 }
 
-/// The value under the active version of the key with this id, or `None` if it is that already.
-pub(crate) fn reencrypt<T: EncryptedType>(
-    stored: Varlena,
-    key_id: KeyId,
-) -> Result<Option<pg_sys::Datum>, Error> {
-    let sealed = Sealed::parse(stored.bytes())?;
+/// The value under the active version of its own key.
+fn rotate<T: EncryptedType>(stored: Varlena) -> Result<pg_sys::Datum, Error> {
+    reencrypt::<T>(stored, parse(stored)?.header().key_id)
+}
+
+/// The value under the active version of the key with this id: itself if it is that already.
+fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<pg_sys::Datum, Error> {
+    let sealed = parse(stored)?;
     let header = sealed.header();
     let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
     let active = key.active_version().map(|version| version.number);
     if header.key_id == key_id && active == Some(header.key_version) {
-        return Ok(None);
+        return Ok(stored.datum());
     }
     let plaintext = T::decrypt(&sealed, Privilege::Decrypt)?;
     let value = T::encrypt(key_id, plaintext.bytes())?;
     plaintext.free();
-    Ok(Some(value.datum()))
+    Ok(value.datum())
 }
 
 /// A value of an encrypted type, parsed.

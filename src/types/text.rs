@@ -4,11 +4,11 @@ use envelope::{KeyId, PlaintextKind, Sealed};
 use pgrx::pg_sys;
 
 use super::encoding;
-use super::{EncryptedType, armored, coerce, key_of_modifier, parse, reencrypt, seal_input};
+use super::{EncryptedType, armored, coerce, key_of_modifier, parse, rotate, seal_input};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
-use crate::varlena::{Buffer, Shape, Varlena, palloc_cstring};
+use crate::varlena::{Buffer, Shape, palloc_cstring};
 use crate::{session, value};
 
 /// `encrypted_text`, whose base type is `text`.
@@ -179,10 +179,4 @@ sql_function! {
     fn encrypted_text_rotate(call) {
         rotate::<EncryptedText>(call.varlena(0))
     }
-}
-
-/// The value under the active version of its own key.
-pub(super) fn rotate<T: EncryptedType>(stored: Varlena) -> Result<pg_sys::Datum, Error> {
-    let key_id = parse(stored)?.header().key_id;
-    Ok(reencrypt::<T>(stored, key_id)?.unwrap_or_else(|| stored.datum()))
 }
