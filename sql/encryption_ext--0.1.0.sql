@@ -463,6 +463,11 @@ CREATE FUNCTION enc_enable_key_version(name text, version integer) RETURNS void
 COMMENT ON FUNCTION enc_enable_key_version(text, integer) IS
     'lets a disabled version decrypt again';
 
+CREATE FUNCTION enc_rewrap_key(name text) RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_rewrap_key(text) IS
+    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
+
 CREATE FUNCTION enc_grant(name text, grantee name, privileges text) RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_grant(text, name, text) IS
@@ -575,6 +580,20 @@ SELECT key_name,
   FROM encryption.cached_keys()
  ORDER BY key_name, key_version;
 COMMENT ON VIEW enc_stat_cache_keys IS 'the key versions that this session holds';
+
+CREATE FUNCTION enc_check_provider(
+        INOUT provider text DEFAULT NULL,
+        OUT what text,
+        OUT ok boolean,
+        OUT detail text,
+        OUT hint text,
+        OUT milliseconds double precision)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_check_provider(text) IS
+    'tries everything that a provider of keys is needed for (all that are in use, if none is named), and says what is wrong';
+-- It shows addresses and paths, and sends requests with the server's login.
+REVOKE EXECUTE ON FUNCTION enc_check_provider(text) FROM PUBLIC;
 
 CREATE FUNCTION enc_flush_cache() RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME';

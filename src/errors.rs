@@ -62,6 +62,7 @@ pub(crate) enum Error {
     // Providers.
     Provider { provider: String, key: Option<KeyName>, error: ProviderError },
     ProviderNotConfigured,
+    ProviderUnknown { name: String },
     SettingInvalid { setting: &'static str, why: String },
 
     // The extension itself.
@@ -125,6 +126,11 @@ impl Error {
         self.describe().message
     }
 
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        self.describe().hint
+    }
+
     fn describe(&self) -> Description {
         match self {
             Self::KeyNameInvalid { .. }
@@ -164,6 +170,7 @@ impl Error {
                 describe_provider(provider, key.as_ref(), error)
             }
             Self::ProviderNotConfigured
+            | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
             | Self::CatalogDamaged { .. }
             | Self::RandomUnavailable
@@ -394,6 +401,17 @@ impl Error {
                          address), or 'file' for trying out, and SELECT pg_reload_conf().",
                     )
             }
+            Self::ProviderUnknown { name } => {
+                Description::new("KE061", format!("provider {name:?} is not configured here"))
+                    .detail(
+                        "It is neither one of those that the settings describe nor in the provider \
+                         file (encryption_ext.provider_file).",
+                    )
+                    .hint(
+                        "Add it to this server's provider file: each server has its own, with the \
+                         addresses by which it reaches the same keys.",
+                    )
+            }
             Self::SettingInvalid { setting, why } => {
                 Description::new("KE061", format!("invalid setting {setting}: {why}"))
                     .hint("See docs/reference.md for the settings.")
@@ -426,7 +444,11 @@ fn unreachable_description() -> Description {
 
 fn describe_provider(provider: &str, key: Option<&KeyName>, error: &ProviderError) -> Description {
     let (sqlstate, hint) = match error.kind {
-        ProviderErrorKind::Configuration => ("KE061", "Correct the provider's settings."),
+        ProviderErrorKind::Configuration => (
+            "KE061",
+            "Correct the provider's settings: those of encryption_ext.* for a provider of its type's \
+             name, else those in the provider file. docs/providers.md lists them.",
+        ),
         ProviderErrorKind::Unreachable => {
             ("KE062", "Check that the key server runs and that this server can reach it.")
         }
@@ -448,6 +470,12 @@ fn describe_provider(provider: &str, key: Option<&KeyName>, error: &ProviderErro
         ProviderErrorKind::AnswerInvalid => {
             ("KE071", "Check that the address is that of the key server and not of something else.")
         }
+        ProviderErrorKind::WrappedKeyInvalid => (
+            "KE079",
+            "Restore the row of encryption.key_version from a backup, or have the key encryption \
+             key restored that wrapped it.",
+        ),
+        ProviderErrorKind::NotAsked => ("KE080", "Repair the provider."),
         ProviderErrorKind::KeyLengthWrong => {
             ("KE072", "A key is 32 random bytes, in base64 where the provider keeps text.")
         }
@@ -495,6 +523,11 @@ impl Error {
     /// Whether a provider refused to make a version because somebody else has just made one.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Provider { error, .. } if error.kind == ProviderErrorKind::Conflict)
+    }
+
+    /// Whether a provider is out of reach, rather than having said no.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self, Self::Provider { error, .. } if error.kind.is_outage())
     }
 
     /// A key that a value or a column names by id and the catalog doesn't have.

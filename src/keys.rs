@@ -9,21 +9,24 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use envelope::{
     DataKey, DerivedCiphers, KeyId, KeyName, KeyVersion, Nonce, NonceSource, ValueCipher,
 };
+use keyring::breaker::Breaker;
 use keyring::cache::{CachedKey, KeyCache, Lookup, StatementId};
 use keyring::material::KeyMaterial;
+use keyring::refresh::{Outages, Planned, Refreshed, Refresher};
 use keyring::secret::Secret;
-use keyring::version::{CheckValue, VersionId};
+use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
 use crate::access::{self, Held};
 use crate::catalog::{self, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
-use crate::providers::Providers;
+use crate::providers::{Providers, version_id};
 use crate::{pg, session, settings};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
@@ -42,7 +45,16 @@ struct Backend {
     derived: DerivedCiphers<Secret<ValueCipher>>,
     nonces: NonceSource,
     providers: Providers,
+    refresher: Refresher,
+    /// When the log was last told that a key is used past its time to live.
+    told_of_use_past_time: OncePerMinute,
+    /// When it was last told that a key could not be fetched ahead of its expiry.
+    told_of_refresh: OncePerMinute,
 }
+
+/// How long a provider that is out of reach is asked on when keys may no longer be used: so that the
+/// first statements after that fail at once.
+const ASKED_FOR_LONGER: Duration = Duration::from_secs(60);
 
 /// The key that was used last, and what decides whether it is to be looked up again. Most values in
 /// a row have one key and one user.
@@ -52,6 +64,22 @@ struct Authorized {
     held: Held,
     catalog_generation: u64,
     role_generation: u64,
+}
+
+/// Something that the log is told of once a minute, however often it happens.
+#[derive(Default)]
+struct OncePerMinute(Option<Instant>);
+
+impl OncePerMinute {
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let was = self.0.map(|at| now.saturating_duration_since(at));
+        let is_due = was.is_none_or(|elapsed| elapsed >= Duration::from_secs(60));
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
 }
 
 impl Authorized {
@@ -213,12 +241,14 @@ pub(crate) fn flush() {
             backend.catalog.clear();
             backend.last = None;
             backend.providers = Providers::default();
+            backend.refresher = Refresher::new();
         }
     });
 }
 
 impl Backend {
     fn new(process_id: u32) -> Self {
+        session::register_for_exit();
         Self {
             process_id,
             statement: 0,
@@ -230,6 +260,9 @@ impl Backend {
             derived: DerivedCiphers::new(DERIVED_CIPHERS),
             nonces: NonceSource::new(),
             providers: Providers::default(),
+            refresher: Refresher::new(),
+            told_of_use_past_time: OncePerMinute::default(),
+            told_of_refresh: OncePerMinute::default(),
         }
     }
 
@@ -244,6 +277,18 @@ impl Backend {
             unsafe { pg_sys::AcceptInvalidationMessages() };
             self.statement = statement;
             self.cache.set_limits(settings::cache_capacity(), settings::cache_ttl());
+            let (refreshed, outages) = self.refresher.take();
+            for refreshed in refreshed {
+                self.take_refreshed(refreshed);
+            }
+            for outages in outages {
+                self.providers.record_outages(&outages);
+                let Outages { provider, error, .. } = outages;
+                if self.told_of_refresh.is_due() {
+                    let error = Error::Provider { provider, key: None, error };
+                    pgrx::log!("could not fetch keys ahead of their expiry: {}", error.message());
+                }
+            }
         }
     }
 
@@ -303,22 +348,67 @@ impl Backend {
     fn opened(&mut self, key: &Key, number: KeyVersion) -> Result<Rc<CachedKey<Opened>>, Error> {
         let key_id = key.name.id();
         let version = usable(key, number)?;
-        if let Lookup::Hit(cached) =
-            self.cache.lookup(key_id, number, self.statement_id(), Instant::now)
-            // A version that was rolled back, and then made again, is another key.
-            && cached.value.check_value == version.check_value
-        {
-            return Ok(cached);
+        let lookup = self.cache.lookup(key_id, number, self.statement_id(), Instant::now);
+        // A version that was rolled back, and then made again, is another key.
+        let is_version =
+            |cached: &CachedKey<Opened>| cached.value.check_value == version.check_value;
+        match lookup {
+            Lookup::Hit(cached) if is_version(&cached) => Ok(cached),
+            _ if !session::may_wait() => {
+                Err(Error::KeyUnavailableHere { key: key.name.to_string() })
+            }
+            Lookup::Expired(cached) if is_version(&cached) => {
+                let renewed = self.renewed(key, version, cached);
+                self.providers.close_connections();
+                renewed
+            }
+            Lookup::Hit(_) | Lookup::Expired(_) | Lookup::Miss => {
+                let opened = self.fetch(key, version);
+                if opened.is_ok() {
+                    self.fetch_others(key, number);
+                }
+                self.providers.close_connections();
+                opened
+            }
         }
-        if !session::may_wait() {
-            return Err(Error::KeyUnavailableHere { key: key.name.to_string() });
+    }
+
+    /// The version again from its provider, as its time to live is over; or what is in the cache, for
+    /// as long as the provider is out of reach and the grace lasts. A provider that says no ends the
+    /// use of the key.
+    fn renewed(
+        &mut self,
+        key: &Key,
+        version: &Version,
+        cached: Rc<CachedKey<Opened>>,
+    ) -> Result<Rc<CachedKey<Opened>>, Error> {
+        let left = longest_use().saturating_sub(cached.age(Instant::now()));
+        // One that has just failed is not asked again by every statement that can do without.
+        if left.is_zero() || self.providers.is_calm(&version.provider) {
+            match self.fetch(key, version) {
+                Err(error) if error.is_outage() && !left.is_zero() => {
+                    self.plan_refresh(key, version, &cached, Instant::now() + Breaker::OPEN / 2);
+                    self.warn_of_use_past_time(key, version, left, &error.message());
+                }
+                result => return result,
+            }
+        } else {
+            let why = format!("provider \"{}\" is out of reach", version.provider);
+            self.warn_of_use_past_time(key, version, left, &why);
         }
-        let opened = self.fetch(key, version);
-        if opened.is_ok() {
-            self.fetch_others(key, number);
+        self.cache.keep_for_statement(&cached, self.statement_id());
+        Ok(cached)
+    }
+
+    fn warn_of_use_past_time(&mut self, key: &Key, version: &Version, left: Duration, why: &str) {
+        if self.told_of_use_past_time.is_due() {
+            pgrx::warning!(
+                "using version {} of key \"{}\" past its time to live, for {} s more at most: {why}",
+                version.number,
+                key.name,
+                left.as_secs()
+            );
         }
-        self.providers.close_connections();
-        opened
     }
 
     /// The cipher for values with this salt under a version that is here.
@@ -359,7 +449,81 @@ impl Backend {
         let locked = material.is_locked();
         let opened = Opened { material, check_value: version.check_value };
         let (name, number) = (key.name.clone(), version.number);
-        Ok(self.cache.insert(name, number, opened, locked, self.statement_id(), Instant::now()))
+        let statement = Some(self.statement_id());
+        let cached = self.cache.insert(name, number, opened, locked, statement, Instant::now());
+        let half = settings::cache_ttl() / 2;
+        self.plan_refresh(key, version, &cached, cached.fetched_at + half);
+        Ok(cached)
+    }
+
+    /// Has a version fetched again at a time when nobody waits for it.
+    fn plan_refresh(
+        &mut self,
+        key: &Key,
+        version: &Version,
+        cached: &CachedKey<Opened>,
+        due: Instant,
+    ) {
+        if !session::is_client() {
+            return;
+        }
+        let failed = |error| Error::Provider {
+            provider: version.provider.clone(),
+            key: Some(key.name.clone()),
+            error,
+        };
+        let Ok(configured) = self.providers.configured(&version.provider, failed) else { return };
+        self.refresher.plan(Planned {
+            due,
+            until: cached.fetched_at + longest_use() + ASKED_FOR_LONGER,
+            used: Arc::clone(&cached.is_used),
+            provider: version.provider.clone(),
+            configured,
+            limits: settings::request_limits(),
+            keyspace: version.keyspace,
+            name: key.name.clone(),
+            version: version.number,
+            reference: version.reference.clone(),
+            wrapped: version.wrapped.clone(),
+            check_value: version.check_value,
+            is_database_key: key.is_database_key(),
+        });
+    }
+
+    /// Keeps what was fetched ahead of its expiry, if the cache still has the version.
+    fn take_refreshed(&mut self, refreshed: Refreshed) {
+        let Refreshed { planned, result, at } = refreshed;
+        let is_kept = self.cache.entries().any(|entry| {
+            entry.name == planned.name
+                && entry.version == planned.version
+                && entry.value.check_value == planned.check_value
+        });
+        if !is_kept {
+            return;
+        }
+        match result {
+            Ok(material) => {
+                self.providers.record_answer(&planned.provider);
+                let locked = material.is_locked();
+                let opened = Opened { material, check_value: planned.check_value };
+                let (name, number) = (planned.name.clone(), planned.version);
+                let cached = self.cache.insert(name, number, opened, locked, None, at);
+                self.refresher.plan(Planned {
+                    due: at + settings::cache_ttl() / 2,
+                    until: at + longest_use() + ASKED_FOR_LONGER,
+                    used: Arc::clone(&cached.is_used),
+                    ..planned
+                });
+            }
+            Err(error) => {
+                // A refusal, which ends the use of the key at the end of its time.
+                let (name, number) = (planned.name, planned.version);
+                let error = Error::Provider { provider: planned.provider, key: Some(name), error };
+                if self.told_of_refresh.is_due() {
+                    pgrx::log!("could not fetch version {number} again: {}", error.message());
+                }
+            }
+        }
     }
 
     fn holds(&self, key: &Key, version: &Version) -> bool {
@@ -373,6 +537,11 @@ impl Backend {
     fn statement_id(&self) -> StatementId {
         StatementId(self.statement.cast_unsigned())
     }
+}
+
+/// How long a key may be used while its provider is out of reach.
+fn longest_use() -> Duration {
+    settings::cache_ttl() + settings::cache_stale_grace()
 }
 
 /// The version of `key` with this number, if it may decrypt.
@@ -395,9 +564,16 @@ fn usable(key: &Key, number: KeyVersion) -> Result<&Version, Error> {
 }
 
 /// Whether the provider returned the key that the version was made with.
-fn verify_check_value(key: &Key, version: &Version, data_key: &DataKey) -> Result<(), Error> {
-    let id = VersionId { keyspace: version.keyspace, name: &key.name, version: version.number };
-    if version.check_value.matches(data_key, &id) {
+///
+/// # Errors
+///
+/// If not.
+pub(crate) fn verify_check_value(
+    key: &Key,
+    version: &Version,
+    data_key: &DataKey,
+) -> Result<(), Error> {
+    if version.check_value.matches(data_key, &version_id(key, version)) {
         return Ok(());
     }
     Err(Error::KeyCheckValueWrong {

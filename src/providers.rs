@@ -1,12 +1,15 @@
-//! The providers that this backend has used, made from the settings.
+//! The providers that this backend has used, made from the settings or the provider file, and what
+//! is known of their failures.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use envelope::{DataKey, KeyName};
-use keyring::file::FileProvider;
-use keyring::provider::{Provider, ProviderError, ProviderErrorKind};
-use keyring::vault::{VaultOptions, VaultProvider, VaultSettings};
+use keyring::breaker::Breaker;
+use keyring::call::RequestLimits;
+use keyring::configured::{Configured, ProviderFile, ProviderKind};
+use keyring::provider::{Interrupt, Provider, ProviderError, ProviderErrorKind};
+use keyring::refresh::Outages;
 use keyring::version::VersionId;
 use pgrx::pg_sys;
 
@@ -14,58 +17,25 @@ use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
 use crate::settings;
 
-/// The name of the provider that keeps keys in a file.
-pub(crate) const FILE: &str = "file";
-/// The name of the provider that reads keys from Vault's KV version 2 secrets engine.
-pub(crate) const VAULT: &str = "vault";
+/// How long it is remembered that a provider has no such key or version.
+const MISSING: Duration = Duration::from_secs(3);
 
-/// This backend's providers, each with the settings it was made with. A provider keeps what it has
-/// learned, such as a login, until its settings change.
+/// This backend's providers, by name.
 #[derive(Default)]
 pub(crate) struct Providers {
-    made: HashMap<String, (Settings, Box<dyn Provider>)>,
+    file: ProviderFile,
+    made: HashMap<String, Made>,
 }
 
-/// The settings that a provider is made from.
-#[derive(PartialEq)]
-enum Settings {
-    File { path: PathBuf, may_create: bool },
-    Vault(VaultOptions),
-}
-
-impl Settings {
-    /// What the settings say now about the provider with this name.
-    fn current(name: &str) -> Result<Self, Error> {
-        match name {
-            // Where versions are said to be in the file, a missing file is not to be replaced by
-            // a new one.
-            FILE => Ok(Self::File {
-                path: settings::keyring_file(),
-                may_create: !catalog::uses_provider(FILE)?,
-            }),
-            VAULT => Ok(Self::Vault(settings::vault()?)),
-            _ => Err(Error::SettingInvalid {
-                setting: "encryption_ext.provider",
-                why: format!("there is no provider {name:?}"),
-            }),
-        }
-    }
-
-    fn provider(&self) -> Result<Box<dyn Provider>, ProviderError> {
-        let interrupt = Box::new(interrupt_pending);
-        Ok(match self {
-            Self::File { path, may_create } => Box::new(FileProvider::new(
-                path.clone(),
-                *may_create,
-                settings::request_limits(),
-                interrupt,
-            )?),
-            Self::Vault(options) => {
-                let settings = VaultSettings::parse(options.clone())?;
-                Box::new(VaultProvider::new(settings, interrupt))
-            }
-        })
-    }
+/// A provider, and the settings it was made with. It keeps what it has learned, such as a login, until
+/// they change.
+struct Made {
+    configured: Configured,
+    limits: RequestLimits,
+    provider: Box<dyn Provider>,
+    breaker: Breaker,
+    /// What it did not have, by reference.
+    missing: HashMap<String, (Instant, ProviderError)>,
 }
 
 impl Providers {
@@ -75,13 +45,33 @@ impl Providers {
     ///
     /// If the provider can't be had or hasn't got them.
     pub(crate) fn open(&mut self, key: &Key, version: &Version) -> Result<DataKey, Error> {
-        let id = VersionId { keyspace: version.keyspace, name: &key.name, version: version.number };
-        self.call(&version.provider, &key.name, |provider| {
+        let name = &version.provider;
+        let failed =
+            |error| Error::Provider { provider: name.clone(), key: Some(key.name.clone()), error };
+        let now = Instant::now();
+        let missing = &mut self.made(name, failed)?.missing;
+        missing.retain(|_, (since, _)| now.saturating_duration_since(*since) < MISSING);
+        if let Some((_, error)) = missing.get(&version.reference) {
+            return Err(failed(error.clone()));
+        }
+        let id = version_id(key, version);
+        let result = self.call(name, &key.name, |provider| {
             provider.open(&id, &version.reference, version.wrapped.as_deref())
-        })
+        });
+        if let Err(Error::Provider { error, .. }) = &result
+            && matches!(
+                error.kind,
+                ProviderErrorKind::KeyMissing | ProviderErrorKind::VersionMissing
+            )
+            && let Some(made) = self.made.get_mut(name)
+        {
+            made.missing.insert(version.reference.clone(), (Instant::now(), error.clone()));
+        }
+        result
     }
 
-    /// Calls the provider with this name about a key.
+    /// Calls the provider with this name about a key, unless it has failed so often lately that it
+    /// is left alone.
     ///
     /// # Errors
     ///
@@ -94,7 +84,11 @@ impl Providers {
     ) -> Result<T, Error> {
         let failed =
             |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
-        call(self.provider(name, failed)?).map_err(|error| {
+        let made = self.made(name, failed)?;
+        made.breaker.admit(Instant::now()).map_err(failed)?;
+        let result = call(made.provider.as_mut());
+        made.breaker.record(&result, Instant::now());
+        result.map_err(|error| {
             if error.kind == ProviderErrorKind::Interrupted {
                 // Raises PostgreSQL's own error, which says who or what ended the statement.
                 pgrx::check_for_interrupts!();
@@ -103,32 +97,116 @@ impl Providers {
         })
     }
 
-    /// Closes what connections are open: no call follows soon.
-    pub(crate) fn close_connections(&mut self) {
-        for (_, provider) in self.made.values_mut() {
-            provider.close_connections();
+    /// Whether the provider should be asked for what can wait: it did not fail lately.
+    pub(crate) fn is_calm(&self, name: &str) -> bool {
+        self.made.get(name).is_none_or(|made| made.breaker.is_calm(Instant::now()))
+    }
+
+    /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
+    pub(crate) fn record_outages(&mut self, outages: &Outages) {
+        if let Some(made) = self.made.get_mut(&outages.provider) {
+            made.breaker.record_outages(outages.count, &outages.error, outages.at);
         }
     }
 
-    fn provider(
+    /// Takes notice that the provider has answered.
+    pub(crate) fn record_answer(&mut self, name: &str) {
+        if let Some(made) = self.made.get_mut(name) {
+            made.breaker = Breaker::default();
+        }
+    }
+
+    /// A provider of its own for one purpose, which neither knows of former failures nor keeps a
+    /// login.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such provider or its settings are wrong.
+    pub(crate) fn separate(
+        &mut self,
+        name: &str,
+        interrupt: Box<dyn Interrupt>,
+    ) -> Result<Box<dyn Provider>, Error> {
+        let failed = |error| Error::Provider { provider: name.to_owned(), key: None, error };
+        let configured = self.configured(name, failed)?;
+        configured.provider(settings::request_limits(), interrupt).map_err(failed)
+    }
+
+    /// What the settings or the provider file say now about the provider with this name.
+    ///
+    /// # Errors
+    ///
+    /// If they don't, or if the provider file can't be used.
+    pub(crate) fn configured(
         &mut self,
         name: &str,
         failed: impl Fn(ProviderError) -> Error,
-    ) -> Result<&mut dyn Provider, Error> {
-        let settings = Settings::current(name)?;
-        if self.made.get(name).is_none_or(|(made_with, _)| *made_with != settings) {
-            let provider = settings.provider().map_err(failed)?;
-            self.made.insert(name.to_owned(), (settings, provider));
+    ) -> Result<Configured, Error> {
+        let mut configured = match (ProviderKind::parse(name), settings::provider_file()) {
+            (Some(kind), _) => settings::configured(kind),
+            (None, Some(file)) => self
+                .file
+                .find(&file, name)
+                .map_err(failed)?
+                .ok_or_else(|| Error::ProviderUnknown { name: name.to_owned() })?,
+            (None, None) => return Err(Error::ProviderUnknown { name: name.to_owned() }),
+        };
+        if configured.kind == ProviderKind::File {
+            complete_file(name, &mut configured)?;
         }
-        match self.made.get_mut(name) {
-            Some((_, provider)) => Ok(provider.as_mut()),
-            None => Err(Error::Internal { what: "a provider that was made is gone" }),
+        Ok(configured)
+    }
+
+    /// Closes what connections are open: no call follows soon.
+    pub(crate) fn close_connections(&mut self) {
+        for made in self.made.values_mut() {
+            made.provider.close_connections();
         }
+    }
+
+    fn made(
+        &mut self,
+        name: &str,
+        failed: impl Fn(ProviderError) -> Error,
+    ) -> Result<&mut Made, Error> {
+        let configured = self.configured(name, &failed)?;
+        let limits = settings::request_limits();
+        let is_current = |made: &Made| made.configured == configured && made.limits == limits;
+        if !self.made.get(name).is_some_and(is_current) {
+            let provider =
+                configured.provider(limits, Box::new(interrupt_pending)).map_err(&failed)?;
+            let made = Made {
+                configured,
+                limits,
+                provider,
+                breaker: Breaker::default(),
+                missing: HashMap::new(),
+            };
+            self.made.insert(name.to_owned(), made);
+        }
+        self.made.get_mut(name).ok_or(Error::Internal { what: "a provider that was made is gone" })
     }
 }
 
+/// What a keyring file's settings leave to the server: where the data directory is, and whether there
+/// must be a file already.
+fn complete_file(name: &str, configured: &mut Configured) -> Result<(), Error> {
+    if let Some(path) = configured.settings.get_mut("path") {
+        *path = settings::in_data_directory(path);
+    }
+    // Where versions are said to be in the file, a missing file is not to be replaced by a new one.
+    let may_create = if catalog::uses_provider(name)? { "no" } else { "yes" };
+    configured.settings.insert("may_create".to_owned(), may_create.to_owned());
+    Ok(())
+}
+
+/// What names a version in full.
+pub(crate) fn version_id<'a>(key: &'a Key, version: &Version) -> VersionId<'a> {
+    VersionId { keyspace: version.keyspace, name: &key.name, version: version.number }
+}
+
 /// Whether a cancel, a time-out or a termination wants this backend's statement to end.
-fn interrupt_pending() -> bool {
+pub(crate) fn interrupt_pending() -> bool {
     // SAFETY: flags of this backend's that its signal handlers set.
     unsafe { pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0 }
 }

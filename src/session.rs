@@ -1,7 +1,7 @@
 //! What this backend is, and where it is in its work: facts of PostgreSQL's that decide what the
 //! extension may do now.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use pgrx::pg_sys;
 
@@ -14,6 +14,13 @@ static TRANSACTION_ENDED: AtomicBool = AtomicBool::new(true);
 pub(crate) fn process_id() -> u32 {
     // SAFETY: PostgreSQL sets it at the start of each process, after fork.
     unsafe { pg_sys::MyProcPid }.cast_unsigned()
+}
+
+/// Whether this process serves a client, and not PostgreSQL itself: it lives long enough for keys to
+/// expire.
+pub(crate) fn is_client() -> bool {
+    // SAFETY: set at the start of each process.
+    unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND }
 }
 
 /// Whether the catalog may be read and a provider may be called now. Not while PostgreSQL holds
@@ -53,6 +60,33 @@ pub(crate) fn is_new_transaction() -> bool {
 pub(crate) fn register() {
     // SAFETY: the callback never unwinds and stays valid, as a library is never unloaded.
     unsafe { pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut()) };
+}
+
+/// Registers for the end of this process. Called once in each that uses keys: what the postmaster
+/// registers, its children forget.
+pub(crate) fn register_for_exit() {
+    // SAFETY: the callback never unwinds and stays valid, as a library is never unloaded.
+    unsafe { pg_sys::on_proc_exit(Some(process_ends), pg_sys::Datum::from(0usize)) };
+}
+
+/// What PostgreSQL will give to `exit`.
+static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
+
+unsafe extern "C-unwind" fn process_ends(code: i32, _argument: pg_sys::Datum) {
+    EXIT_CODE.store(code, Ordering::Relaxed);
+    if keyring::call::running() != 0 {
+        // SAFETY: the handler stays valid, neither unwinds nor allocates, and ends the process.
+        unsafe { libc::atexit(end_without_cleanup) };
+    }
+}
+
+/// Runs first of the handlers of `exit`, since it was registered last, when a request to a provider was
+/// given up and its thread still runs. The handlers and destructors of other libraries (a PKCS#11
+/// module, OpenSSL) would take apart what the thread is using, and a backend that crashes while it
+/// ends has PostgreSQL restart all the others. PostgreSQL's own clean-up is done by now.
+extern "C" fn end_without_cleanup() {
+    // SAFETY: ends the process, and touches no memory.
+    unsafe { libc::_exit(EXIT_CODE.load(Ordering::Relaxed)) };
 }
 
 unsafe extern "C-unwind" fn transaction_event(

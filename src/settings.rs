@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use envelope::KeyName;
+use keyring::configured::{Configured, ProviderKind};
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
 
@@ -29,28 +30,417 @@ type Integer = GucSetting<i32>;
 
 static PROVIDER: Text = Text::new(Some(c""));
 static DEFAULT_KEY: Text = Text::new(Some(c""));
-static KEYRING_FILE: Text = Text::new(Some(c"encryption_ext_keyring.json"));
-static VAULT_ADDRESS: Text = Text::new(Some(c""));
-static VAULT_NAMESPACE: Text = Text::new(Some(c""));
-static VAULT_MOUNT: Text = Text::new(Some(c"secret"));
-static VAULT_PATH_PREFIX: Text = Text::new(Some(c"keys"));
-static VAULT_CA_FILE: Text = Text::new(Some(c""));
-static VAULT_AUTH: Text = Text::new(Some(c"token"));
-static VAULT_TOKEN_FILE: Text = Text::new(Some(c""));
-static VAULT_APPROLE_MOUNT: Text = Text::new(Some(c"approle"));
-static VAULT_ROLE_ID_FILE: Text = Text::new(Some(c""));
-static VAULT_SECRET_ID_FILE: Text = Text::new(Some(c""));
+static PROVIDER_FILE: Text = Text::new(Some(c""));
 static PROVIDER_CONNECT_TIMEOUT: Integer = Integer::new(1000);
 static PROVIDER_TIMEOUT: Integer = Integer::new(5000);
 static CACHE_TTL: Integer = Integer::new(3600);
+static CACHE_STALE_GRACE: Integer = Integer::new(4 * 3600);
 static CACHE_CAPACITY: Integer = Integer::new(1000);
+
+/// A setting of providers of one kind, or of two that reach the same server.
+struct ProviderSetting {
+    /// The setting's name.
+    name: &'static CStr,
+    short: &'static CStr,
+    long: &'static CStr,
+    kinds: &'static [ProviderKind],
+    /// What the provider calls it.
+    field: &'static str,
+    /// Whether the empty text says something, rather than that nothing is set.
+    may_be_empty: bool,
+    value: Text,
+}
+
+impl ProviderSetting {
+    const fn new(
+        kinds: &'static [ProviderKind],
+        field: &'static str,
+        name: &'static CStr,
+        short: &'static CStr,
+        long: &'static CStr,
+    ) -> Self {
+        let value = Text::new(Some(c""));
+        Self { name, short, long, kinds, field, may_be_empty: false, value }
+    }
+
+    const fn default(mut self, default: &'static CStr) -> Self {
+        self.value = Text::new(Some(default));
+        self
+    }
+
+    const fn or_empty(mut self) -> Self {
+        self.may_be_empty = true;
+        self
+    }
+}
+
+static PROVIDER_SETTINGS: [ProviderSetting; 49] = {
+    use ProviderKind::{
+        AwsKms, AzureKeyVault, Command, File, GcpKms, Kmip, Pkcs11, Vault, VaultTransit,
+    };
+    const SERVER: &[ProviderKind] = &[Vault, VaultTransit];
+
+    [
+        ProviderSetting::new(
+            &[File],
+            "path",
+            c"encryption_ext.keyring_file",
+            c"The keyring file of provider \"file\".",
+            c"Relative to the data directory. Made by the first enc_create_key, with mode 0600.",
+        )
+        .default(c"encryption_ext_keyring.json"),
+        ProviderSetting::new(
+            SERVER,
+            "address",
+            c"encryption_ext.vault_address",
+            c"The address of the Vault or OpenBao server.",
+            c"Such as https://vault.example.com:8200. Plain http is taken for loopback addresses only.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "namespace",
+            c"encryption_ext.vault_namespace",
+            c"The Vault namespace of the secrets engine and of the login.",
+            c"Empty: the root namespace.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "ca_file",
+            c"encryption_ext.vault_ca_file",
+            c"The certificates, in PEM, that may have signed the Vault server's.",
+            c"Empty: the operating system's.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "client_certificate_file",
+            c"encryption_ext.vault_client_certificate_file",
+            c"The certificate, in PEM, to show to the Vault server.",
+            c"For vault_auth = \"cert\", or for a server that asks every client for one.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "client_key_file",
+            c"encryption_ext.vault_client_key_file",
+            c"The private key, in PEM, of the certificate for the Vault server.",
+            c"Used with vault_client_certificate_file.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "auth",
+            c"encryption_ext.vault_auth",
+            c"How to log in to Vault.",
+            c"\"token\", \"approle\", \"kubernetes\", \"jwt\" or \"cert\".",
+        )
+        .default(c"token"),
+        ProviderSetting::new(
+            SERVER,
+            "auth_mount",
+            c"encryption_ext.vault_auth_mount",
+            c"Where the login method is mounted.",
+            c"Empty: at the name of the method.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "token_file",
+            c"encryption_ext.vault_token_file",
+            c"The file that holds the Vault token.",
+            c"Used with vault_auth = \"token\". Read again when it changes, so that Vault Agent can renew it.",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "role_id_file",
+            c"encryption_ext.vault_role_id_file",
+            c"The file that holds the AppRole role id.",
+            c"Used with vault_auth = \"approle\".",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "secret_id_file",
+            c"encryption_ext.vault_secret_id_file",
+            c"The file that holds the AppRole secret id.",
+            c"Used with vault_auth = \"approle\".",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "role",
+            c"encryption_ext.vault_role",
+            c"The role to log in to Vault as.",
+            c"Used with vault_auth = \"kubernetes\", \"jwt\" or \"cert\".",
+        ),
+        ProviderSetting::new(
+            SERVER,
+            "jwt_file",
+            c"encryption_ext.vault_jwt_file",
+            c"The file that holds the token with which the platform vouches for this server.",
+            c"Used with vault_auth = \"kubernetes\" or \"jwt\". Empty: the token of the Kubernetes service account.",
+        ),
+        ProviderSetting::new(
+            &[Vault],
+            "mount",
+            c"encryption_ext.vault_mount",
+            c"Where the KV version 2 secrets engine is mounted.",
+            c"Keys are read from <mount>/data/<path prefix>/<key name>.",
+        )
+        .default(c"secret"),
+        ProviderSetting::new(
+            &[Vault],
+            "path_prefix",
+            c"encryption_ext.vault_path_prefix",
+            c"The path below the mount that holds the keys.",
+            c"Keys are read from <mount>/data/<path prefix>/<key name>. May be empty.",
+        )
+        .default(c"keys")
+        .or_empty(),
+        ProviderSetting::new(
+            &[VaultTransit],
+            "mount",
+            c"encryption_ext.vault_transit_mount",
+            c"Where the Transit secrets engine is mounted.",
+            c"Used with provider \"vault_transit\".",
+        )
+        .default(c"transit"),
+        ProviderSetting::new(
+            &[VaultTransit],
+            "key",
+            c"encryption_ext.vault_transit_key",
+            c"The key encryption key in the Transit engine.",
+            c"Used with provider \"vault_transit\".",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "key_id",
+            c"encryption_ext.aws_kms_key_id",
+            c"The key encryption key in AWS KMS.",
+            c"A key id, an ARN, or an alias as in \"alias/postgresql\".",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "region",
+            c"encryption_ext.aws_kms_region",
+            c"The AWS region of the key encryption key.",
+            c"Empty: as in the environment or the profile.",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "endpoint",
+            c"encryption_ext.aws_kms_endpoint",
+            c"The address of AWS KMS.",
+            c"Empty: the public one of the region. For VPC and FIPS endpoints.",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "ca_file",
+            c"encryption_ext.aws_kms_ca_file",
+            c"The certificates, in PEM, that may have signed that of the AWS endpoints.",
+            c"Empty: the operating system's.",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "profile",
+            c"encryption_ext.aws_kms_profile",
+            c"The profile in the AWS credentials file.",
+            c"Empty: as in the environment, or \"default\".",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "credentials_file",
+            c"encryption_ext.aws_kms_credentials_file",
+            c"The AWS credentials file.",
+            c"Empty: where AWS looks for it. Environment, container and instance metadata are asked as well.",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "role_arn",
+            c"encryption_ext.aws_kms_role_arn",
+            c"The AWS role to assume with a web identity token.",
+            c"Used with aws_kms_web_identity_token_file. Empty: as in the environment.",
+        ),
+        ProviderSetting::new(
+            &[AwsKms],
+            "web_identity_token_file",
+            c"encryption_ext.aws_kms_web_identity_token_file",
+            c"The file that holds the web identity token.",
+            c"Used with aws_kms_role_arn. Empty: as in the environment.",
+        ),
+        ProviderSetting::new(
+            &[GcpKms],
+            "key",
+            c"encryption_ext.gcp_kms_key",
+            c"The key encryption key in Google Cloud KMS.",
+            c"As in projects/p/locations/l/keyRings/r/cryptoKeys/k.",
+        ),
+        ProviderSetting::new(
+            &[GcpKms],
+            "endpoint",
+            c"encryption_ext.gcp_kms_endpoint",
+            c"The address of Google Cloud KMS.",
+            c"Empty: the public one.",
+        ),
+        ProviderSetting::new(
+            &[GcpKms],
+            "ca_file",
+            c"encryption_ext.gcp_kms_ca_file",
+            c"The certificates, in PEM, that may have signed that of the Google endpoints.",
+            c"Empty: the operating system's.",
+        ),
+        ProviderSetting::new(
+            &[GcpKms],
+            "credentials_file",
+            c"encryption_ext.gcp_kms_credentials_file",
+            c"The file with the service account key or the workload identity configuration.",
+            c"Empty: as in the environment, or the metadata server.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "address",
+            c"encryption_ext.azure_key_vault_address",
+            c"The address of the Azure Key Vault or managed HSM.",
+            c"As in https://name.vault.azure.net.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "key",
+            c"encryption_ext.azure_key_vault_key",
+            c"The key encryption key in Azure Key Vault.",
+            c"A name, or name/version. Without a version, the current one wraps.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "algorithm",
+            c"encryption_ext.azure_key_vault_algorithm",
+            c"How Azure Key Vault wraps keys.",
+            c"\"RSA-OAEP-256\" or \"A256KW\".",
+        )
+        .default(c"RSA-OAEP-256"),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "tenant_id",
+            c"encryption_ext.azure_key_vault_tenant_id",
+            c"The tenant to log in to.",
+            c"Empty: as in the environment.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "client_id",
+            c"encryption_ext.azure_key_vault_client_id",
+            c"The application or managed identity to log in as.",
+            c"Empty: as in the environment, or the identity of the machine.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "client_secret_file",
+            c"encryption_ext.azure_key_vault_client_secret_file",
+            c"The file that holds the client secret of the application.",
+            c"Empty: log in by workload identity or managed identity.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "federated_token_file",
+            c"encryption_ext.azure_key_vault_federated_token_file",
+            c"The file that holds the token of the workload identity.",
+            c"Empty: as in the environment.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "authority",
+            c"encryption_ext.azure_key_vault_authority",
+            c"The address of Microsoft Entra ID.",
+            c"Empty: as in the environment, or the public one.",
+        ),
+        ProviderSetting::new(
+            &[AzureKeyVault],
+            "ca_file",
+            c"encryption_ext.azure_key_vault_ca_file",
+            c"The certificates, in PEM, that may have signed that of the Azure endpoints.",
+            c"Empty: the operating system's.",
+        ),
+        ProviderSetting::new(
+            &[Pkcs11],
+            "module",
+            c"encryption_ext.pkcs11_module",
+            c"The PKCS#11 library of the hardware security module.",
+            c"An absolute path. The library is loaded into the session's process.",
+        ),
+        ProviderSetting::new(
+            &[Pkcs11],
+            "token_label",
+            c"encryption_ext.pkcs11_token_label",
+            c"The label of the PKCS#11 token.",
+            c"Used with provider \"pkcs11\".",
+        ),
+        ProviderSetting::new(
+            &[Pkcs11],
+            "pin_file",
+            c"encryption_ext.pkcs11_pin_file",
+            c"The file that holds the user PIN of the PKCS#11 token.",
+            c"A PIN that was refused is not tried again until the file changes.",
+        ),
+        ProviderSetting::new(
+            &[Pkcs11],
+            "key_label",
+            c"encryption_ext.pkcs11_key_label",
+            c"The label of the key encryption key in the PKCS#11 token.",
+            c"Used with provider \"pkcs11\".",
+        ),
+        ProviderSetting::new(
+            &[Pkcs11],
+            "mechanism",
+            c"encryption_ext.pkcs11_mechanism",
+            c"How the PKCS#11 token wraps keys.",
+            c"\"aes-gcm\", \"aes-key-wrap\" or \"rsa-oaep\".",
+        )
+        .default(c"aes-gcm"),
+        ProviderSetting::new(
+            &[Kmip],
+            "address",
+            c"encryption_ext.kmip_address",
+            c"The host and port of the KMIP server.",
+            c"As in kmip.example.com:5696.",
+        ),
+        ProviderSetting::new(
+            &[Kmip],
+            "ca_file",
+            c"encryption_ext.kmip_ca_file",
+            c"The certificates, in PEM, that may have signed the KMIP server's.",
+            c"Empty: the operating system's.",
+        ),
+        ProviderSetting::new(
+            &[Kmip],
+            "client_certificate_file",
+            c"encryption_ext.kmip_client_certificate_file",
+            c"The certificate, in PEM, to show to the KMIP server.",
+            c"It is the login.",
+        ),
+        ProviderSetting::new(
+            &[Kmip],
+            "client_key_file",
+            c"encryption_ext.kmip_client_key_file",
+            c"The private key, in PEM, of the certificate for the KMIP server.",
+            c"Used with kmip_client_certificate_file.",
+        ),
+        ProviderSetting::new(
+            &[Kmip],
+            "name_prefix",
+            c"encryption_ext.kmip_name_prefix",
+            c"What the names of keys in the KMIP server begin with.",
+            c"Keys are named <prefix><key name>.<version>.",
+        ),
+        ProviderSetting::new(
+            &[Command],
+            "command",
+            c"encryption_ext.command",
+            c"The program that prints keys, with its arguments.",
+            c"%n is the key's name and %v its version. It is run without a shell.",
+        ),
+    ]
+};
 
 /// Defines the settings. Called once, when the library is loaded.
 pub(crate) fn define() {
     define_text(
         c"encryption_ext.provider",
         c"Where the versions of keys made from now on come from.",
-        c"\"file\" or \"vault\". Each version remembers its own provider. Empty: none, and no key can be made.",
+        c"file, vault, vault_transit, aws_kms, gcp_kms, azure_key_vault, pkcs11, kmip, command, or a name in provider_file. Each version remembers its own provider. Empty: none, and no key can be made.",
         &PROVIDER,
         GucFlags::empty(),
     );
@@ -62,82 +452,16 @@ pub(crate) fn define() {
         GucFlags::empty(),
     );
     define_text(
-        c"encryption_ext.keyring_file",
-        c"The keyring file of provider \"file\".",
-        c"Relative to the data directory. Made by the first enc_create_key, with mode 0600.",
-        &KEYRING_FILE,
+        c"encryption_ext.provider_file",
+        c"The JSON file of further providers, each under a name of its own.",
+        c"Relative to the data directory. Empty: there are none. It belongs to this server, not to the database.",
+        &PROVIDER_FILE,
         GucFlags::SUPERUSER_ONLY,
     );
-    define_text(
-        c"encryption_ext.vault_address",
-        c"The address of the Vault or OpenBao server.",
-        c"Such as https://vault.example.com:8200. Plain http is taken for loopback addresses only.",
-        &VAULT_ADDRESS,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_namespace",
-        c"The Vault namespace of the secrets engine and of the login.",
-        c"Empty: the root namespace.",
-        &VAULT_NAMESPACE,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_mount",
-        c"Where the KV version 2 secrets engine is mounted.",
-        c"Keys are read from <mount>/data/<path prefix>/<key name>.",
-        &VAULT_MOUNT,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_path_prefix",
-        c"The path below the mount that holds the keys.",
-        c"Keys are read from <mount>/data/<path prefix>/<key name>. May be empty.",
-        &VAULT_PATH_PREFIX,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_ca_file",
-        c"The certificates, in PEM, that may have signed the Vault server's.",
-        c"Empty: the operating system's.",
-        &VAULT_CA_FILE,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_auth",
-        c"How to log in to Vault.",
-        c"\"token\" (with vault_token_file) or \"approle\" (with vault_role_id_file and vault_secret_id_file).",
-        &VAULT_AUTH,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_token_file",
-        c"The file that holds the Vault token.",
-        c"Read again when it changes, so that Vault Agent can renew it.",
-        &VAULT_TOKEN_FILE,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_approle_mount",
-        c"Where the AppRole login method is mounted.",
-        c"Used with vault_auth = \"approle\".",
-        &VAULT_APPROLE_MOUNT,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_role_id_file",
-        c"The file that holds the AppRole role id.",
-        c"Used with vault_auth = \"approle\".",
-        &VAULT_ROLE_ID_FILE,
-        GucFlags::SUPERUSER_ONLY,
-    );
-    define_text(
-        c"encryption_ext.vault_secret_id_file",
-        c"The file that holds the AppRole secret id.",
-        c"Used with vault_auth = \"approle\".",
-        &VAULT_SECRET_ID_FILE,
-        GucFlags::SUPERUSER_ONLY,
-    );
+    for setting in &PROVIDER_SETTINGS {
+        let ProviderSetting { name, short, long, value, .. } = setting;
+        define_text(name, short, long, value, GucFlags::SUPERUSER_ONLY);
+    }
     define_integer(
         c"encryption_ext.provider_connect_timeout",
         c"How long a connection to a key server may take to be made.",
@@ -160,6 +484,14 @@ pub(crate) fn define() {
         c"A statement never loses a key that it has begun to use.",
         &CACHE_TTL,
         1..=7 * 24 * 3600,
+        GucFlags::UNIT_S,
+    );
+    define_integer(
+        c"encryption_ext.cache_stale_grace",
+        c"How much longer a session uses a key while its provider is out of reach.",
+        c"A provider that answers no ends the use of the key at the end of cache_ttl. 0: no longer.",
+        &CACHE_STALE_GRACE,
+        0..=7 * 24 * 3600,
         GucFlags::UNIT_S,
     );
     define_integer(
@@ -251,9 +583,25 @@ pub(crate) fn default_key() -> Result<Option<KeyName>, Error> {
         .transpose()
 }
 
-/// The keyring file of provider "file".
-pub(crate) fn keyring_file() -> PathBuf {
-    data_directory().join(text(&KEYRING_FILE))
+/// The file of further providers, if one is set.
+pub(crate) fn provider_file() -> Option<PathBuf> {
+    optional(&PROVIDER_FILE).map(|path| data_directory().join(path))
+}
+
+/// The one provider of a kind that the settings describe.
+pub(crate) fn configured(kind: ProviderKind) -> Configured {
+    let settings = PROVIDER_SETTINGS.iter().filter(|setting| setting.kinds.contains(&kind));
+    let settings = settings
+        .map(|setting| (setting.field.to_owned(), text(&setting.value), setting.may_be_empty))
+        .filter(|(_, text, may_be_empty)| *may_be_empty || !text.is_empty())
+        .map(|(field, text, _)| (field, text))
+        .collect();
+    Configured { kind, settings }
+}
+
+/// A path in the settings of a provider, which is relative to the data directory.
+pub(crate) fn in_data_directory(path: &str) -> String {
+    data_directory().join(path).to_string_lossy().into_owned()
 }
 
 fn data_directory() -> PathBuf {
@@ -270,51 +618,14 @@ pub(crate) fn request_limits() -> keyring::call::RequestLimits {
     }
 }
 
-/// The settings of provider "vault".
-///
-/// # Errors
-///
-/// If one that is needed is missing or unknown; the provider checks their contents.
-pub(crate) fn vault() -> Result<keyring::vault::VaultOptions, Error> {
-    Ok(keyring::vault::VaultOptions {
-        address: required(&VAULT_ADDRESS, "encryption_ext.vault_address")?,
-        namespace: optional(&VAULT_NAMESPACE),
-        mount: text(&VAULT_MOUNT),
-        path_prefix: text(&VAULT_PATH_PREFIX),
-        ca_file: optional(&VAULT_CA_FILE).map(PathBuf::from),
-        auth: vault_auth()?,
-        limits: request_limits(),
-    })
-}
-
-fn vault_auth() -> Result<keyring::vault::VaultAuth, Error> {
-    let method = text(&VAULT_AUTH);
-    match method.as_str() {
-        "token" => Ok(keyring::vault::VaultAuth::TokenFile(
-            required(&VAULT_TOKEN_FILE, "encryption_ext.vault_token_file")?.into(),
-        )),
-        "approle" => Ok(keyring::vault::VaultAuth::AppRole {
-            mount: text(&VAULT_APPROLE_MOUNT),
-            role_id_file: required(&VAULT_ROLE_ID_FILE, "encryption_ext.vault_role_id_file")?
-                .into(),
-            secret_id_file: required(&VAULT_SECRET_ID_FILE, "encryption_ext.vault_secret_id_file")?
-                .into(),
-        }),
-        _ => Err(Error::SettingInvalid {
-            setting: "encryption_ext.vault_auth",
-            why: format!("{method:?} is neither \"token\" nor \"approle\""),
-        }),
-    }
-}
-
-fn required(setting: &Text, name: &'static str) -> Result<String, Error> {
-    optional(setting)
-        .ok_or(Error::SettingInvalid { setting: name, why: "it is not set".to_owned() })
-}
-
 /// How long a fetched key may be used.
 pub(crate) fn cache_ttl() -> Duration {
     Duration::from_secs(CACHE_TTL.get().unsigned_abs().into())
+}
+
+/// How long past that, while its provider is out of reach.
+pub(crate) fn cache_stale_grace() -> Duration {
+    Duration::from_secs(CACHE_STALE_GRACE.get().unsigned_abs().into())
 }
 
 /// How many key versions may be kept.

@@ -176,6 +176,23 @@ pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
     Ok(Some(Key { versions: read_versions(id)?, grants: read_grants(id)?, name, owner }))
 }
 
+/// The ids of all keys.
+///
+/// # Errors
+///
+/// If the table can't be read.
+pub(crate) fn read_key_ids() -> Result<Vec<KeyId>, Error> {
+    let mut ids = Vec::new();
+    scan(c"key", c"", None, |row| {
+        let name = row.text(KEY_NAME)?;
+        let name = KeyName::parse(&name)
+            .map_err(|why| damaged(format!("key name {name:?} is invalid because {why}")))?;
+        ids.push(name.id());
+        Ok(())
+    })?;
+    Ok(ids)
+}
+
 // Attribute numbers of the tables in sql/, counted from 1.
 const KEY_NAME: usize = 2;
 const KEY_OWNER: usize = 3;

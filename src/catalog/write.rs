@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 
 use envelope::{KeyName, KeyVersion};
+use keyring::provider::WrappedKey;
 use keyring::version::{CheckValue, Keyspace};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
@@ -115,6 +116,25 @@ impl Writer<'_, '_> {
             name,
             version,
         )
+    }
+
+    /// Replaces a version's wrapped key, and the reference to what it is wrapped under.
+    pub(crate) fn rewrap(
+        &mut self,
+        name: &KeyName,
+        version: KeyVersion,
+        wrapped: WrappedKey,
+    ) -> Result<(), Error> {
+        let WrappedKey { reference, wrapped } = wrapped;
+        let changed = self.run(
+            "UPDATE encryption.key_version SET reference = $3, wrapped = $4
+              WHERE key_id = $1 AND version = $2",
+            &[id(name), number_of(version), reference.into(), wrapped.into()],
+        )?;
+        match changed {
+            1 => Ok(()),
+            _ => Err(Error::KeyChangedMeanwhile { key: name.clone() }),
+        }
     }
 
     fn update_version(

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use envelope::{KeyName, KeyVersion};
+use keyring::configured::ProviderKind;
 use keyring::provider::FoundVersion;
 use keyring::version::{CheckValue, Keyspace, VersionId};
 use pgrx::pg_sys;
@@ -16,7 +17,7 @@ use crate::catalog::write::{NewVersion, Writer, as_owner, refuse_if_read_only};
 use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
-use crate::{access, keys, providers, settings};
+use crate::{access, keys, settings};
 
 sql_function! {
     /// `enc_create_key(name text, if_not_exists boolean) RETURNS integer`
@@ -38,7 +39,7 @@ sql_function! {
             }
             result => result?,
         };
-        if settings::provider().is_some_and(|provider| provider == providers::FILE) {
+        if settings::provider().is_some_and(|provider| provider == ProviderKind::File.name()) {
             pgrx::warning!(
                 "provider \"file\" is for trying out: whoever can read the server's files has the keys"
             );
@@ -47,7 +48,7 @@ sql_function! {
     }
 }
 
-fn configured_provider() -> Result<String, Error> {
+pub(super) fn configured_provider() -> Result<String, Error> {
     settings::provider().ok_or(Error::ProviderNotConfigured)
 }
 
@@ -311,7 +312,7 @@ fn change(
 
 /// Another session may have changed the key while the provider was being asked. With the lock on
 /// the catalog held, what is read now stays true until this transaction ends.
-fn refuse_if_changed(key: &Key) -> Result<(), Error> {
+pub(super) fn refuse_if_changed(key: &Key) -> Result<(), Error> {
     let states = |key: &Key| {
         key.versions.iter().map(|version| (version.number, version.state)).collect::<Vec<_>>()
     };
@@ -324,7 +325,7 @@ fn refuse_if_changed(key: &Key) -> Result<(), Error> {
 }
 
 /// The key that a function's first argument names, if the current user owns it.
-fn owned_key(call: &Call) -> Result<Rc<Key>, Error> {
+pub(super) fn owned_key(call: &Call) -> Result<Rc<Key>, Error> {
     let key = keys::named(&key_name(&call.text(0)?)?)?;
     access::check_owner(&key)?;
     Ok(key)

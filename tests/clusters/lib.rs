@@ -1,7 +1,13 @@
 //! What the tests on real clusters share: clusters with the extension, statements that are expected
 //! to fail, and values and keys as bytes.
 
-#![expect(clippy::panic, reason = "a test learns by a panic what it expected in vain")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test learns by a panic what it expected in vain"
+)]
+
+pub mod key_server;
 
 use std::error::Error;
 use std::fs;

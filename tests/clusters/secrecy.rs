@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -375,16 +377,25 @@ fn keys_and_tokens_of_a_key_server_are_nowhere_when_flushed() {
     assert!(!contains_any(cluster.log().as_bytes(), &needles), "a secret is in the log");
 
     let pid = backend_pid(&mut session);
-    let exposed: Vec<_> = match search(pid, &needles) {
-        Ok(found) => found.into_iter().filter(|(_, is_secret)| !is_secret).collect(),
-        Err(error) => {
-            return harness::skip(test, &format!("a backend's memory can't be read: {error}"));
-        }
-    };
+    if let Err(error) = search(pid, &needles) {
+        return harness::skip(test, &format!("a backend's memory can't be read: {error}"));
+    }
     // The login's token (the first needle) is kept for the next request. Of keys there is no copy.
-    let of_keys: Vec<_> =
-        exposed.iter().filter(|(place, _)| !place.starts_with("needle 0 ")).collect();
-    assert!(of_keys.is_empty(), "keys outside of memory for secrets: {exposed:?}");
+    let check = |when: &str| {
+        let found = search(pid, &needles).unwrap().into_iter();
+        let exposed: Vec<_> = found
+            .filter(|(place, is_secret)| !is_secret && !place.starts_with("needle 0 "))
+            .collect();
+        assert!(exposed.is_empty(), "{when}: keys outside of memory for secrets: {exposed:?}");
+    };
+    check("after the first use");
+    session.run("SET encryption_ext.cache_ttl = 2; SELECT enc_flush_cache(); SELECT v FROM t");
+    thread::sleep(Duration::from_millis(1400));
+    check("fetched again, and not taken yet");
+    session.run("SELECT v FROM t");
+    check("fetched again");
     session.run("SELECT enc_flush_cache()");
+    // The thread that fetches keys ends by itself.
+    thread::sleep(Duration::from_millis(200));
     assert_eq!(search(pid, &needles).unwrap(), []);
 }

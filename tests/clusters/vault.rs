@@ -5,130 +5,16 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cluster_tests::{
-    AT_ONCE, DATABASE, Session, at_once, bytea, connect, create_extension, expect_error, seal,
-    texts_of,
-};
+use cluster_tests::key_server::{ONE, READ, READ_ONLY, Setup, THREE, TWO, WRITING, fails};
+use cluster_tests::{AT_ONCE, DATABASE, Session, at_once, bytea, expect_error, seal};
 use envelope::PlaintextKind;
-use harness::cluster::{Cluster, backend_pid};
+use harness::cluster::backend_pid;
 use harness::openbao::{OpenBao, unrelated_authority};
 use postgres::Client;
 use serde_json::{Value, json};
-
-/// 32 times 1, 2 and 3.
-const ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
-const TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
-const THREE: &str = "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=";
-
-const READ_ONLY: &str = r#"path "secret/data/keys/*" { capabilities = ["read"] }"#;
-const WRITING: &str = r#"
-    path "secret/data/keys/*" { capabilities = ["read", "create", "update"] }
-    path "secret/metadata/keys/*" { capabilities = ["read"] }"#;
-
-const READ: &str = "SELECT v FROM t WHERE id = 1";
-
-/// A key server, and a cluster whose keys come from it.
-struct Setup {
-    server: OpenBao,
-    cluster: Cluster,
-}
-
-impl Setup {
-    /// With a token that the policy applies to.
-    fn new(test: &str, start: fn() -> Option<OpenBao>, policy: &str) -> Option<Self> {
-        let builder = cluster_tests::builder(test)?;
-        let Some(server) = start() else {
-            harness::skip(test, "there is no bao to run");
-            return None;
-        };
-        let mut setup = Self { server, cluster: builder.create() };
-        setup.server.policy("keys", policy);
-        setup.put_token(&setup.server.token(&["keys"], "1h"));
-        setup.cluster.configure("encryption_ext.provider", "vault");
-        setup.cluster.configure("encryption_ext.vault_address", &setup.server.address());
-        setup.configure_file("vault_token_file", &setup.file("token"));
-        if setup.server.address().starts_with("https") {
-            // Where the server's user can read it.
-            let certificate = fs::read_to_string(setup.server.ca_file()).unwrap();
-            setup.configure_file("vault_ca_file", &setup.write("ca.pem", &certificate));
-        }
-        setup.cluster.start();
-        create_extension(&setup.cluster, DATABASE);
-        Some(setup)
-    }
-
-    /// With a key `k` and a table whose first row is `first`, too.
-    fn with_key(test: &str, start: fn() -> Option<OpenBao>, policy: &str) -> Option<Self> {
-        let setup = Self::new(test, start, policy)?;
-        setup.server.kv_put("keys/database", ONE);
-        setup.server.kv_put("keys/k", TWO);
-        connect(&setup.cluster).run(
-            "SELECT enc_create_key('k');
-             CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY, v encrypted_text('k'));
-             INSERT INTO t (v) VALUES ('first')",
-        );
-        Some(setup)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.cluster.directory().join(name)
-    }
-
-    fn write(&self, name: &str, contents: &str) -> PathBuf {
-        // Replaced, as Vault Agent does it, and not written over.
-        let (new, file) = (self.file("new"), self.file(name));
-        fs::write(&new, contents).unwrap();
-        fs::rename(&new, &file).unwrap();
-        file
-    }
-
-    fn put_token(&self, token: &str) {
-        self.write("token", &format!("{token}\n"));
-    }
-
-    fn configure_file(&self, setting: &str, file: &std::path::Path) {
-        self.cluster.configure(&format!("encryption_ext.{setting}"), file.to_str().unwrap());
-    }
-
-    /// A session that has no key yet.
-    fn connect(&self) -> Client {
-        connect(&self.cluster)
-    }
-
-    /// A session that has read a row and must fetch the key again at its next statement, by the
-    /// same provider with the same login.
-    fn expired(&self) -> Client {
-        let mut session = self.connect();
-        session.run("SET encryption_ext.cache_ttl = 1");
-        assert_eq!(session.text(READ), "first");
-        thread::sleep(Duration::from_millis(1100));
-        session
-    }
-
-    /// A new session's reading fails, with a message that names the provider and shows no secret.
-    #[track_caller]
-    fn reading_fails(&self, sqlstate: &str) -> String {
-        fails(&mut self.connect(), READ, sqlstate)
-    }
-}
-
-#[track_caller]
-fn fails(session: &mut Client, sql: &str, sqlstate: &str) -> String {
-    let text = texts_of(&session.fails(sql, sqlstate));
-    for secret in [ONE, TWO, THREE, "AQEB", "AgIC", "AwMD", "01010101", "02020202"] {
-        assert!(!text.contains(secret), "{text}");
-    }
-    // OpenBao's tokens.
-    assert!(!text.split([' ', '"']).any(|word| word.starts_with("s.")), "{text}");
-    if sqlstate != "57014" {
-        assert!(text.contains("provider \"vault\"") || sqlstate == "KE061", "{text}");
-    }
-    text
-}
 
 #[test]
 fn a_read_only_policy_adopts_what_an_administrator_wrote() {
@@ -283,6 +169,8 @@ fn approle_logs_in_again_when_its_token_ends() {
     let (role_id, secret_id) = setup.server.approle("database", &["keys"], "2s");
     let role_id_file = setup.write("role_id", &role_id);
     let secret_id_file = setup.write("secret_id", &format!("{secret_id}\n"));
+    setup.is_secret(&role_id);
+    setup.is_secret(&secret_id);
     let mut session = setup.connect();
     session.run(&format!(
         "SET encryption_ext.vault_auth = 'approle';
@@ -611,9 +499,10 @@ fn settings_are_the_administrators() {
     let bob = || setup.cluster.connect("bob", DATABASE);
     let names = admin.texts("SELECT name FROM pg_settings WHERE name LIKE 'encryption_ext.%'");
     let names: Vec<String> = names.into_iter().flatten().collect();
-    assert_eq!(names.len(), 17, "{names:?}");
+    assert_eq!(names.len(), 57, "{names:?}");
     let open = [
         "encryption_ext.cache_capacity",
+        "encryption_ext.cache_stale_grace",
         "encryption_ext.cache_ttl",
         "encryption_ext.default_key",
         "encryption_ext.provider",

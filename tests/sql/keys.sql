@@ -110,6 +110,9 @@ SELECT v FROM t WHERE id = 1;
 SELECT key_name, key_version, expires_in > '59 min' AS fresh, hits FROM enc_stat_cache_keys;
 SET encryption_ext.cache_capacity = 2;
 SELECT count(v::text) FROM t;
+-- A statement that needs more has them until it ends.
+SELECT entries, capacity FROM enc_stat_cache;
+SELECT count(v::text) FROM t WHERE id = (SELECT max(id) FROM t);
 SELECT entries, capacity, evictions > 0 AS evicted FROM enc_stat_cache;
 RESET encryption_ext.cache_capacity;
 
@@ -125,9 +128,24 @@ SET encryption_ext.provider = 'vault';
 SELECT enc_create_key('another');
 SET encryption_ext.vault_address = 'http://vault.example.com:8200';
 SELECT enc_create_key('another');
+SET encryption_ext.vault_address = 'https://vault.example.com:8200';
+SELECT enc_create_key('another');
 SET encryption_ext.vault_token_file = 'token';
 SELECT enc_create_key('another');
+SET encryption_ext.provider = 'pkcs11';
+SELECT enc_create_key('another');
 RESET encryption_ext.provider;
+
+-- What a provider is needed for, tried.
+SELECT provider, what, ok, detail, hint, milliseconds >= 0 AS timed FROM enc_check_provider('file')
+ WHERE what NOT LIKE 'version %' AND what <> 'reading';
+SELECT what, ok, detail, hint FROM enc_check_provider('file')
+ WHERE what LIKE '%"cycle"' ORDER BY what;
+SELECT bool_and(ok) FROM enc_check_provider();
+SELECT what, ok, detail, hint FROM enc_check_provider('aws_kms');
+SELECT provider, what, ok, detail FROM enc_check_provider('nonesuch');
+SELECT enc_rewrap_key('cycle');
+SELECT enc_rewrap_key(NULL);
 RESET encryption_ext.vault_address;
 RESET encryption_ext.vault_token_file;
 SELECT v FROM t WHERE id = 1;

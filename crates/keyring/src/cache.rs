@@ -1,8 +1,9 @@
 //! The keys that a process has fetched.
 //!
 //! The cache is bounded: past its capacity the entry that was used longest ago goes. An entry
-//! expires when its time to live is over, but never under a statement that has begun to use it: one
-//! statement sees one key from beginning to end. Entries are handed out as `Rc`, so one that is
+//! expires when its time to live is over. Neither happens under a statement that has begun to use
+//! it: one statement sees one key from beginning to end, and one that needs more keys than the cache
+//! may hold has them all until it ends. Entries are handed out as `Rc`, so one that is
 //! evicted or flushed lives on until whoever holds it is done.
 //!
 //! The cache knows neither the catalog nor providers. What to do about an expired entry (fetch it
@@ -11,6 +12,8 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use envelope::{KeyId, KeyName, KeyVersion};
@@ -51,6 +54,8 @@ pub struct CachedKey<V = KeyMaterial> {
     /// The cache's clock at the first use by the statement that used it last.
     used: Cell<u64>,
     statement: Cell<Option<StatementId>>,
+    /// Whether a statement has used it, for whoever decides whether to fetch it again.
+    pub is_used: Arc<AtomicBool>,
 }
 
 type Entry<V> = Rc<CachedKey<V>>;
@@ -134,9 +139,7 @@ impl<V> KeyCache<V> {
     pub fn set_limits(&mut self, capacity: usize, time_to_live: Duration) {
         self.capacity = capacity.max(1);
         self.time_to_live = time_to_live;
-        while self.entries.len() > self.capacity {
-            self.evict();
-        }
+        while self.entries.len() > self.capacity && self.evict(None) {}
     }
 
     /// Looks for a version on behalf of `statement`. An entry that the same statement has used
@@ -189,20 +192,20 @@ impl<V> KeyCache<V> {
     }
 
     /// Puts a version in that `statement` fetched at `now`, in place of an older entry of it.
+    /// Without a statement, it is as much in use as the older entry was.
     pub fn insert(
         &mut self,
         name: KeyName,
         version: KeyVersion,
         value: V,
         locked: bool,
-        statement: StatementId,
+        statement: Option<StatementId>,
         now: Instant,
     ) -> Rc<CachedKey<V>> {
         let id = name.id();
+        let former = self.entries.get(&(id, version)).map(|entry| entry.used.get());
         self.forget(id, version);
-        while self.entries.len() >= self.capacity {
-            self.evict();
-        }
+        while self.entries.len() >= self.capacity && self.evict(statement) {}
         let entry = Rc::new(CachedKey {
             name,
             version,
@@ -211,11 +214,14 @@ impl<V> KeyCache<V> {
             locked,
             id,
             hits: Cell::new(0),
-            used: Cell::new(0),
+            used: Cell::new(former.unwrap_or(0)),
             statement: Cell::new(None),
+            is_used: Arc::default(),
         });
         self.entries.insert((id, version), Rc::clone(&entry));
-        self.touch(&entry, statement);
+        if let Some(statement) = statement {
+            self.touch(&entry, statement);
+        }
         entry
     }
 
@@ -262,17 +268,23 @@ impl<V> KeyCache<V> {
         self.clock += 1;
         entry.used.set(self.clock);
         entry.statement.set(Some(statement));
+        entry.is_used.store(true, Ordering::Relaxed);
         self.last = Some(Rc::clone(entry));
     }
 
-    /// Drops the entry that was used longest ago. Looking at all of them takes a microsecond for a
-    /// thousand, a thousandth of the fetch that made it necessary.
-    fn evict(&mut self) {
-        let oldest = self.entries.values().min_by_key(|e| e.used.get()).map(|e| (e.id, e.version));
-        if let Some((id, version)) = oldest {
-            self.forget(id, version);
-            self.counts.evictions += 1;
-        }
+    /// Drops the entry that was used longest ago, but none that `statement` uses, and tells whether
+    /// there was one. Looking at all of them takes a microsecond for a thousand, a thousandth of the
+    /// fetch that made it necessary.
+    fn evict(&mut self, statement: Option<StatementId>) -> bool {
+        let idle = self
+            .entries
+            .values()
+            .filter(|entry| statement.is_none() || entry.statement.get() != statement);
+        let Some(oldest) = idle.min_by_key(|entry| entry.used.get()).map(Rc::clone) else {
+            return false;
+        };
+        self.counts.evictions += 1;
+        self.forget(oldest.id, oldest.version)
     }
 }
 
@@ -289,7 +301,7 @@ mod tests {
     }
 
     fn insert(cache: &mut KeyCache<usize>, n: usize, statement: StatementId, now: Instant) {
-        cache.insert(name(n), KeyVersion::FIRST, n, true, statement, now);
+        cache.insert(name(n), KeyVersion::FIRST, n, true, Some(statement), now);
     }
 
     fn lookup(
@@ -348,8 +360,8 @@ mod tests {
         for n in 0..3 {
             insert(&mut cache, n, FIRST, now);
         }
-        assert!(matches!(lookup(&mut cache, 0, FIRST, now), Lookup::Hit(_)));
-        insert(&mut cache, 3, FIRST, now);
+        assert!(matches!(lookup(&mut cache, 0, SECOND, now), Lookup::Hit(_)));
+        insert(&mut cache, 3, SECOND, now);
         let mut left: Vec<_> = cache.entries().map(|e| e.value).collect();
         left.sort_unstable();
         assert_eq!(left, [0, 2, 3]);
@@ -363,11 +375,47 @@ mod tests {
     }
 
     #[test]
+    fn a_statement_loses_no_key_to_another_that_it_uses() {
+        let now = Instant::now();
+        let mut cache = KeyCache::new(2, HOUR);
+        for n in 0..4 {
+            insert(&mut cache, n, FIRST, now);
+        }
+        for n in 0..4 {
+            assert!(matches!(lookup(&mut cache, n, FIRST, now), Lookup::Hit(_)));
+        }
+        insert(&mut cache, 4, SECOND, now);
+        assert_eq!(cache.entries().map(|e| e.value).filter(|n| *n >= 3).count(), 2);
+        assert_eq!(cache.statistics().entries, 2);
+    }
+
+    #[test]
+    fn a_key_that_was_fetched_again_is_not_in_use_by_that() {
+        let now = Instant::now();
+        let mut cache = KeyCache::new(3, HOUR);
+        for n in 0..3 {
+            insert(&mut cache, n, FIRST, now);
+        }
+        let is_used = |entry: &CachedKey<usize>| entry.is_used.load(Ordering::Relaxed);
+        assert!(cache.entries().all(is_used));
+        let again = cache.insert(name(0), KeyVersion::FIRST, 10, true, None, now + HOUR);
+        assert!(!is_used(&again));
+        // It is still the one that was used longest ago.
+        insert(&mut cache, 3, SECOND, now);
+        assert!(matches!(lookup(&mut cache, 0, SECOND, now), Lookup::Miss));
+        let again = cache.insert(name(1), KeyVersion::FIRST, 11, true, None, now + HOUR);
+        assert!(
+            matches!(lookup(&mut cache, 1, SECOND, now + HOUR), Lookup::Hit(e) if e.value == 11)
+        );
+        assert!(is_used(&again));
+    }
+
+    #[test]
     fn what_is_in_use_outlives_its_entry() {
         let now = Instant::now();
         let mut cache = KeyCache::new(1, HOUR);
-        let held = cache.insert(name(0), KeyVersion::FIRST, 0, true, FIRST, now);
-        insert(&mut cache, 1, FIRST, now);
+        let held = cache.insert(name(0), KeyVersion::FIRST, 0, true, Some(FIRST), now);
+        insert(&mut cache, 1, SECOND, now);
         assert!(matches!(lookup(&mut cache, 0, FIRST, now), Lookup::Miss));
         assert_eq!((held.value, Rc::strong_count(&held)), (0, 1));
     }

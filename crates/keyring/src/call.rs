@@ -16,6 +16,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backon::{BackoffBuilder, ExponentialBuilder};
+
 use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
 use crate::sys::BlockedSignals;
 
@@ -46,8 +48,25 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// and JSON together use.
 const WIPED_STACK: usize = 256 * 1024;
 
+/// The pauses before something is tried again: 0.1, 0.2 and 0.4 seconds, each with up to as much
+/// again.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_times(3)
+    .with_jitter();
+
 /// The calls that were given up and still run.
 static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+
+/// The calls whose threads run, given up or not.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// How many calls are running in this process, those that were given up included. A process that ends
+/// by `exit` while one runs takes a library that the call is in (a PKCS#11 module) apart under it.
+#[must_use]
+pub fn running() -> usize {
+    RUNNING.load(Ordering::Acquire)
+}
 
 /// Runs `work` on a thread of its own and waits for what it returns, at most until `deadline`.
 ///
@@ -76,14 +95,14 @@ pub fn call<T: Send + 'static>(
     }
     let ticket = Arc::new(Ticket::default());
     let (sender, receiver) = mpsc::sync_channel(1);
+    let ended = Ended::begin(Arc::clone(&ticket));
     start({
-        let ticket = Arc::clone(&ticket);
         move || {
-            let _ended = Ended(ticket);
+            let _ended = ended;
             // Nothing that `work` has can be seen after a panic: it owns all of it.
             let answer = panic::catch_unwind(AssertUnwindSafe(work));
             // The C library keeps a thread's stack for the next one, and what was in it.
-            zeroize::zeroize_stack::<WIPED_STACK>();
+            wipe_stack();
             if let Ok(answer) = answer {
                 // The receiver is gone when the call was given up. The answer is dropped then.
                 let _ = sender.send(answer);
@@ -112,6 +131,29 @@ pub fn call<T: Send + 'static>(
                 ));
             }
             Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// Runs `once`, and again after a growing pause as long as it fails with an error that is transient and
+/// the pause ends before `deadline`.
+pub(crate) fn with_retries<T>(
+    deadline: Instant,
+    interrupt: &dyn Interrupt,
+    mut once: impl FnMut() -> Result<T, ProviderError>,
+) -> Result<T, ProviderError> {
+    let mut pauses = PAUSES.build();
+    loop {
+        let result = once();
+        let next = match &result {
+            Err(error) if error.is_transient => pauses.next(),
+            _ => None,
+        };
+        match next {
+            Some(duration) if Instant::now() + duration < deadline => {
+                pause(duration, deadline, interrupt)?;
+            }
+            _ => return result,
         }
     }
 }
@@ -146,8 +188,13 @@ fn interrupted() -> ProviderError {
     )
 }
 
+/// Overwrites the part of this thread's stack that its calls have used.
+pub(crate) fn wipe_stack() {
+    zeroize::zeroize_stack::<WIPED_STACK>();
+}
+
 /// Starts a thread in which all signals are blocked.
-fn start(work: impl FnOnce() + Send + 'static) -> Result<(), ProviderError> {
+pub(crate) fn start(work: impl FnOnce() + Send + 'static) -> Result<(), ProviderError> {
     let started = BlockedSignals::new()
         .and_then(|_blocked| thread::Builder::new().name("key provider".to_owned()).spawn(work));
     started.map(drop).map_err(|error| {
@@ -178,9 +225,17 @@ impl Ticket {
 /// Held by a call while it runs.
 struct Ended(Arc<Ticket>);
 
+impl Ended {
+    fn begin(ticket: Arc<Ticket>) -> Self {
+        RUNNING.fetch_add(1, Ordering::AcqRel);
+        Self(ticket)
+    }
+}
+
 impl Drop for Ended {
     /// The call ends. If it had been given up, it no longer counts.
     fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::AcqRel);
         if self.0.left.swap(true, Ordering::AcqRel) {
             ABANDONED.fetch_sub(1, Ordering::AcqRel);
         }

@@ -27,9 +27,13 @@ use std::time::{Duration, Instant};
 
 use envelope::{DataKey, KeyName, KeyVersion};
 
+use serde::Deserialize;
+
 use crate::call::{self, RequestLimits};
+use crate::options::{self, configuration};
 use crate::provider::{
-    self, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError, ProviderErrorKind,
+    self, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
+    ProviderErrorKind, WrappedKey,
 };
 use crate::sys;
 use crate::version::VersionId;
@@ -43,6 +47,16 @@ const MAX_LEN: u64 = 16 << 20;
 /// The permission bits that nobody but the owner may have.
 const OTHERS: u32 = 0o077;
 
+/// The settings of provider `file`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileOptions {
+    /// The absolute path of the keyring.
+    pub path: String,
+    /// `yes` if the first [`Provider::make`] makes the keyring where it is missing; `no` unless set.
+    pub may_create: String,
+}
+
 /// A provider that keeps keys in a file. It is a direct provider; its references are
 /// `<name>:<version>`.
 pub struct FileProvider {
@@ -53,30 +67,33 @@ pub struct FileProvider {
 }
 
 impl FileProvider {
-    /// A provider for the keyring at `path`, which the first [`Provider::make`] creates if it is
-    /// missing and `may_create` allows that. `limits.total` bounds the wait for other writers.
+    /// A provider for a keyring. `limits.total` bounds the wait for other writers.
     ///
     /// # Errors
     ///
-    /// [`ProviderErrorKind::Configuration`] if the path is not an absolute one to a file. The file
-    /// is not looked at.
+    /// [`ProviderErrorKind::Configuration`] if the path is not an absolute one to a file, or another
+    /// setting is wrong. The file is not looked at.
     pub fn new(
-        path: PathBuf,
-        may_create: bool,
+        options: &FileOptions,
         limits: RequestLimits,
         interrupt: Box<dyn Interrupt>,
     ) -> Result<Self, ProviderError> {
-        if !path.is_absolute() || path.file_name().is_none() {
-            return Err(ProviderError::new(
-                ProviderErrorKind::Configuration,
-                format!("\"{}\" is not the absolute path of a keyring file", path.display()),
-            ));
+        let path = options::required_file(options.path.clone(), "path")?;
+        if path.file_name().is_none() {
+            return Err(configuration("setting \"path\" is not the path of a file"));
         }
+        let may_create = match options.may_create.as_str() {
+            "yes" => true,
+            "no" | "" => false,
+            _ => return Err(configuration("setting \"may_create\" is neither yes nor no")),
+        };
         Ok(Self { path, may_create, limits, interrupt })
     }
 
     /// Reads the keyring, after a check that nobody else can.
     fn read(&self) -> Result<Keyring, ProviderError> {
+        // Nothing here takes long: whoever wants to give up is asked once.
+        call::pause(Duration::ZERO, Instant::now(), &*self.interrupt)?;
         // The checks are made on what was opened, so nothing can be exchanged in between. A symbolic
         // link is refused because a writer would replace the link and leave its target as it was;
         // O_NONBLOCK keeps a named pipe from blocking.
@@ -289,6 +306,42 @@ impl Provider for FileProvider {
             )
             .with_hint("Restore the file from a backup that has the version.")
         })
+    }
+
+    fn rewrap(
+        &mut self,
+        _id: &VersionId<'_>,
+        _reference: &str,
+        _wrapped: Option<&[u8]>,
+    ) -> Result<Option<WrappedKey>, ProviderError> {
+        Ok(None)
+    }
+
+    fn check(&mut self, probe: &VersionId<'_>) -> Result<Vec<Finding>, ProviderError> {
+        let path = self.path.display().to_string();
+        let reading = match self.read() {
+            Err(error) if error.kind == ProviderErrorKind::KeyringMissing && self.may_create => {
+                format!("there is no \"{path}\" yet: the first enc_create_key makes it")
+            }
+            Err(error) => return Err(error),
+            Ok(keyring) => {
+                let count = keyring.versions(probe.name).count();
+                format!("\"{path}\" is a keyring, with {count} version(s) of \"{}\"", probe.name)
+            }
+        };
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        sys::check_writable(folder).map_err(|error| {
+            unwritable(&self.path, &format!("its folder can't be written: {error}"))
+        })?;
+        Ok(vec![
+            Finding::good("reading", reading),
+            Finding::good("writing", "allowed"),
+            Finding::warning(
+                "protection",
+                "whoever can read the server's files has the keys",
+                "Provider \"file\" is for trying out.",
+            ),
+        ])
     }
 }
 

@@ -10,22 +10,44 @@
 //! | [`provider`] | the trait of all providers, and their errors |
 //! | [`mod@file`] | keys in a file, for trying out |
 //! | [`vault`] | keys in the KV secrets engine, version 2, of HashiCorp Vault and OpenBao |
+//! | [`vault_transit`] | keys wrapped by their Transit engine |
+//! | [`aws_kms`], [`gcp_kms`], [`azure_key_vault`] | keys wrapped by the clouds' services |
+//! | [`pkcs11`] | keys wrapped in a hardware security module |
+//! | [`kmip`] | keys in an enterprise key manager |
+//! | [`command`] | keys that a program prints |
+//! | [`configured`] | the kinds of providers, and the file that configures several |
+//! | [`breaker`] | how a provider that keeps failing is left alone |
 //! | [`call`] | calls over a network: bounded, cancellable, off the calling thread |
 //! | [`material`] | what is made of a version's bytes: ciphers and subkeys |
 //! | [`cache`] | the keys that a process has fetched |
+//! | [`refresh`] | fetches keys again before they expire |
 //! | [`secret`] | memory that is locked, left out of core dumps and wiped |
 //!
 //! All `unsafe` code is in [`secret`] and in the private module `sys`, which wraps the system calls
 //! that the standard library lacks.
 #![deny(unsafe_code)]
 
+mod address;
+pub mod aws_kms;
+pub mod azure_key_vault;
+pub mod breaker;
 pub mod cache;
 pub mod call;
+pub mod command;
+pub mod configured;
 pub mod file;
+pub mod gcp_kms;
+mod http;
+pub mod kmip;
 pub mod material;
+mod oauth;
+mod options;
+pub mod pkcs11;
 pub mod provider;
+pub mod refresh;
 pub mod secret;
 mod sys;
 pub mod vault;
+pub mod vault_transit;
 pub mod version;
 mod watched;

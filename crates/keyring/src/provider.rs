@@ -25,10 +25,11 @@ use crate::version::VersionId;
 ///   from the database's once a key has moved between providers.
 /// * Every call ends within the deadline of the settings, and at once when its
 ///   [`Interrupt`] says so.
+/// * What is worth trying again is tried again within that deadline; a caller need not.
 /// * Nothing of a key, a token, a secret id or an answer's body is in any error.
 /// * A caller compares what `open` returns with the version's check value: the provider need not
 ///   know it.
-pub trait Provider {
+pub trait Provider: Send {
     /// The versions of `name` that exist at a direct provider and can be read, without those whose
     /// references are in `known`, in ascending order. None if there is no such key. An envelope
     /// provider has none.
@@ -67,9 +68,93 @@ pub trait Provider {
         wrapped: Option<&[u8]>,
     ) -> Result<DataKey, ProviderError>;
 
+    /// Wraps the key of version `id` under the key encryption key that the settings and the
+    /// provider name now, for its newest version, without any change of the key itself. `None`
+    /// from a direct provider, which wraps nothing.
+    ///
+    /// The caller compares the key that the result opens to with the check value before it lets
+    /// go of what it had.
+    ///
+    /// # Errors
+    ///
+    /// If the old wrapping can't be opened, or the new one can't be made.
+    fn rewrap(
+        &mut self,
+        id: &VersionId<'_>,
+        reference: &str,
+        wrapped: Option<&[u8]>,
+    ) -> Result<Option<WrappedKey>, ProviderError>;
+
+    /// Tries what the provider is needed for, and tells what was found, for an administrator to
+    /// read. An envelope provider wraps a random key as version `probe` and unwraps it again; a
+    /// direct provider leaves nothing behind either.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong.
+    fn check(&mut self, probe: &VersionId<'_>) -> Result<Vec<Finding>, ProviderError>;
+
     /// Closes the connections that are kept for a next call, because none follows soon: their
     /// buffers may hold what went through them last. A login is kept.
     fn close_connections(&mut self) {}
+}
+
+/// A data encryption key that an envelope provider has wrapped, for the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKey {
+    /// What the provider needs to know besides, such as the name of the key encryption key.
+    pub reference: String,
+    /// The key, encrypted.
+    pub wrapped: Vec<u8>,
+}
+
+/// Something that [`Provider::check`] found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was tried, in a few words: "login", "key encryption key", "round trip".
+    pub what: &'static str,
+    /// What came of it, in a clause.
+    pub detail: String,
+    /// What to do about it; a finding without is as it should be.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    /// Something that is as it should be.
+    pub fn good(what: &'static str, detail: impl Into<String>) -> Self {
+        Self { what, detail: detail.into(), hint: None }
+    }
+
+    /// Something that works and yet needs attention.
+    pub fn warning(what: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { what, detail: detail.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// The last part of an envelope provider's [`Provider::check`]: makes a version, and opens it. That
+/// it can't be opened as another version is checked too, where the provider binds the name of the
+/// version to what it wraps.
+pub(crate) fn check_round_trip(
+    provider: &mut dyn Provider,
+    probe: &VersionId<'_>,
+    is_bound: bool,
+) -> Result<Finding, ProviderError> {
+    let invalid = |what| ProviderError::new(ProviderErrorKind::AnswerInvalid, what);
+    let made = provider.make(probe)?;
+    let opened = provider.open(probe, &made.reference, made.wrapped.as_deref())?;
+    if opened.expose() != made.key.expose() {
+        return Err(invalid("a key that was wrapped came back as another key"));
+    }
+    if is_bound {
+        let other = probe.version.next().unwrap_or(KeyVersion::FIRST);
+        let other = VersionId { version: other, ..*probe };
+        match provider.open(&other, &made.reference, made.wrapped.as_deref()) {
+            Err(error) if error.kind == ProviderErrorKind::WrappedKeyInvalid => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Err(invalid("a wrapped key could be opened as another version")),
+        }
+    }
+    Ok(Finding::good("round trip", "a new key was wrapped and unwrapped"))
 }
 
 /// A version that exists at a direct provider.
@@ -102,12 +187,12 @@ pub struct MadeVersion {
 ///
 /// Asked at least every 10 ms while a provider waits, on the thread that called the provider. It
 /// must return at once.
-pub trait Interrupt {
+pub trait Interrupt: Send {
     /// True to give up: the provider's call fails with [`ProviderErrorKind::Interrupted`].
     fn pending(&self) -> bool;
 }
 
-impl<F: Fn() -> bool> Interrupt for F {
+impl<F: Fn() -> bool + Send> Interrupt for F {
     fn pending(&self) -> bool {
         self()
     }
@@ -122,18 +207,26 @@ pub struct ProviderError {
     pub message: String,
     /// What to do about it, in full sentences.
     pub hint: Option<String>,
+    /// Whether the same request may well succeed in a moment.
+    pub is_transient: bool,
 }
 
 impl ProviderError {
     /// An error without a hint.
     pub fn new(kind: ProviderErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: message.into(), hint: None, is_transient: false }
     }
 
     /// The same error with a hint.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The same error, of a request that is worth sending again.
+    #[must_use]
+    pub fn transient(self) -> Self {
+        Self { is_transient: true, ..self }
     }
 }
 
@@ -172,6 +265,8 @@ pub enum ProviderErrorKind {
     AnswerInvalid,
     /// What is stored as a key does not have 256 bits.
     KeyLengthWrong,
+    /// What an envelope provider was given to unwrap is not what it wrapped for this version.
+    WrappedKeyInvalid,
     /// There is no keyring file.
     KeyringMissing,
     /// The keyring file can't be read.
@@ -186,6 +281,8 @@ pub enum ProviderErrorKind {
     Conflict,
     /// The operating system has no random bytes.
     RandomUnavailable,
+    /// The provider was not asked, because it has failed so often lately.
+    NotAsked,
     /// The caller's [`Interrupt`] asked to give up.
     Interrupted,
 }
@@ -201,7 +298,8 @@ impl ProviderErrorKind {
             | Self::TimedOut
             | Self::Sealed
             | Self::Throttled
-            | Self::LoginFailed => true,
+            | Self::LoginFailed
+            | Self::NotAsked => true,
             Self::Configuration
             | Self::Denied
             | Self::KeyMissing
@@ -209,6 +307,7 @@ impl ProviderErrorKind {
             | Self::WriteDenied
             | Self::AnswerInvalid
             | Self::KeyLengthWrong
+            | Self::WrappedKeyInvalid
             | Self::KeyringMissing
             | Self::KeyringUnreadable
             | Self::KeyringMalformed

@@ -42,10 +42,14 @@ use crate::sys::{self, Mapping};
 
 /// A value in memory for secrets. `Debug` does not show it.
 ///
-/// It stays in the thread that made it: the pointer inside is neither `Send` nor `Sync`.
+/// It may be handed to another thread, but not be shared with one.
 pub struct Secret<T> {
     slot: NonNull<T>,
 }
+
+// SAFETY: a secret is the only one to point to its slot, which lies in memory of the process and not
+// of a thread; the arena that it came from and goes back to is behind a mutex.
+unsafe impl<T: Send> Send for Secret<T> {}
 
 impl<T> Secret<T> {
     /// Moves `value` into memory for secrets and wipes where it was.

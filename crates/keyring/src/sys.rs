@@ -4,8 +4,14 @@
 //! PostgreSQL is linked to, which rustix leaves out on purpose, and the rest is five calls.
 #![allow(unsafe_code)]
 
+pub(crate) mod process;
+
+use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 
 /// The size of a page of memory in bytes.
@@ -19,6 +25,33 @@ pub(crate) fn page_size() -> usize {
 pub(crate) fn effective_user() -> u32 {
     // SAFETY: `geteuid` takes nothing, touches no memory and cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Whether this process may make files in a folder.
+///
+/// # Errors
+///
+/// Why it may not.
+pub(crate) fn check_writable(folder: &Path) -> io::Result<()> {
+    let folder = CString::new(folder.as_os_str().as_bytes())?;
+    // SAFETY: the path ends with a NUL and lives until the call returns, which only reads it.
+    match unsafe {
+        libc::faccessat(libc::AT_FDCWD, folder.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS)
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether a file can be written by users other than root and this process's.
+///
+/// # Errors
+///
+/// If the file can't be looked at.
+pub(crate) fn others_may_write(path: &Path) -> io::Result<bool> {
+    let metadata = std::fs::metadata(path)?;
+    let is_ours = metadata.uid() == 0 || metadata.uid() == effective_user();
+    Ok(!is_ours || metadata.mode() & 0o022 != 0)
 }
 
 /// Pages of zeroes that belong to this value alone. They are not unmapped when it is dropped: see

@@ -7,11 +7,10 @@
 //! A policy that allows `read` on `<mount>/data/<prefix>/*` is enough for keys that an administrator
 //! writes; to make versions takes `create` and `update` as well.
 
-mod answer;
-mod client;
-mod http;
+pub(crate) mod answer;
+pub(crate) mod client;
 mod login;
-mod settings;
+pub(crate) mod settings;
 
 use std::time::Instant;
 
@@ -20,16 +19,19 @@ use base64::engine::general_purpose::STANDARD;
 use envelope::{DataKey, KeyName, KeyVersion};
 use zeroize::Zeroizing;
 
+use crate::address;
+use crate::call::RequestLimits;
+use crate::options::configuration;
 use crate::provider::{
-    self, FoundVersion, Interrupt, KeyTextError, MadeVersion, Provider, ProviderError,
-    ProviderErrorKind,
+    self, Finding, FoundVersion, Interrupt, KeyTextError, MadeVersion, Provider, ProviderError,
+    ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
 
 use answer::{Limits, Secret, SecretState, Written};
-use client::{Client, Refusal};
-use http::Method;
-pub use settings::{VaultAuth, VaultOptions, VaultSettings};
+use client::{Client, Method, Refusal};
+use settings::Vault;
+pub use settings::VaultOptions;
 
 /// The number of versions that the engine keeps unless it is configured otherwise.
 const DEFAULT_MAX_VERSIONS: u32 = 10;
@@ -47,11 +49,27 @@ pub struct VaultProvider {
 }
 
 impl VaultProvider {
-    /// A provider with these settings. Nothing is sent yet.
-    #[must_use]
-    pub fn new(settings: VaultSettings, interrupt: Box<dyn Interrupt>) -> Self {
-        let VaultSettings { server, mount, prefix } = settings;
-        Self { client: Client::new(server, interrupt), mount, prefix, discovered: None }
+    /// A provider with these settings. Nothing is sent yet, and no file is looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`ProviderErrorKind::Configuration`], with the setting that is wrong and what it must be.
+    pub fn new(
+        options: &VaultOptions,
+        limits: RequestLimits,
+        interrupt: Box<dyn Interrupt>,
+    ) -> Result<Self, ProviderError> {
+        if !options.key.is_empty() {
+            return Err(configuration("setting \"key\" is for provider \"vault_transit\" alone"));
+        }
+        let prefix = match options.path_prefix.as_deref() {
+            None => VaultOptions::DEFAULT_PATH_PREFIX.to_owned(),
+            Some("") => String::new(),
+            Some(prefix) => address::parse_path(prefix, "path_prefix")?,
+        };
+        let mount = settings::mount(options, VaultOptions::DEFAULT_KV_MOUNT)?;
+        let client = Client::new(Vault::parse(options, limits)?, interrupt);
+        Ok(Self { client, mount, prefix, discovered: None })
     }
 
     /// Reads a version of a secret, or the newest.
@@ -163,6 +181,36 @@ impl VaultProvider {
                  metadata put -max-versions=1000 {secret_name}"
             )
         })
+    }
+
+    /// What the policy says of making versions, without making one.
+    fn check_writing(
+        &mut self,
+        name: &KeyName,
+        deadline: Instant,
+    ) -> Result<Finding, ProviderError> {
+        let path = self.path("data", name);
+        let capabilities = match self.client.capabilities(&path, deadline) {
+            Ok(capabilities) => capabilities,
+            Err(Refusal::Denied(_)) => {
+                return Ok(Finding::good(
+                    "writing",
+                    "the policy does not let us see whether it may",
+                ));
+            }
+            Err(Refusal::Failed(error)) => return Err(error),
+        };
+        let may = |what: &str| capabilities.iter().any(|each| each == what || each == "root");
+        Ok(Finding::good(
+            "writing",
+            match may("create") && may("update") {
+                true => "allowed: keys and versions are made here".to_owned(),
+                false => format!(
+                    "not allowed: an administrator writes keys, as in {}",
+                    self.command(name)
+                ),
+            },
+        ))
     }
 
     fn limits(&mut self, path: &str, deadline: Instant) -> Option<Limits> {
@@ -314,6 +362,41 @@ impl Provider for VaultProvider {
             }
             SecretState::Live => self.key(&name, &secret),
         }
+    }
+
+    fn rewrap(
+        &mut self,
+        _id: &VersionId<'_>,
+        _reference: &str,
+        _wrapped: Option<&[u8]>,
+    ) -> Result<Option<WrappedKey>, ProviderError> {
+        Ok(None)
+    }
+
+    fn check(&mut self, probe: &VersionId<'_>) -> Result<Vec<Finding>, ProviderError> {
+        let deadline = self.client.deadline();
+        let mut findings = vec![self.client.check_login(deadline)?];
+        let newest = self.read(probe.name, None, deadline)?;
+        let place = self.secret_name(probe.name);
+        findings.push(match newest.state {
+            SecretState::Live => {
+                self.key(probe.name, &newest)?;
+                Finding::good("reading", format!("\"{place}\" has a key"))
+            }
+            SecretState::Deleted => Finding::warning(
+                "reading",
+                format!("the newest version of \"{place}\" is deleted"),
+                "Write a new version, or undelete this one.",
+            ),
+            SecretState::Missing => {
+                Finding::good("reading", format!("allowed, and there is no \"{place}\" yet"))
+            }
+        });
+        findings.push(self.check_writing(probe.name, deadline)?);
+        findings.extend(self.warning(probe.name, newest.version, deadline).map(|warning| {
+            Finding::warning("retention", warning, "Raise the limit before it is reached.")
+        }));
+        Ok(findings)
     }
 
     fn close_connections(&mut self) {

@@ -26,6 +26,57 @@ pub struct VersionId<'a> {
     pub version: KeyVersion,
 }
 
+impl VersionId<'_> {
+    /// The encryption context that a provider binds to a wrapped key, as names and values.
+    #[must_use]
+    pub fn encryption_context(&self) -> [(&'static str, String); 3] {
+        [
+            ("keyspace", self.keyspace.to_string()),
+            ("key", self.name.to_string()),
+            ("version", self.version.to_string()),
+        ]
+    }
+
+    /// The same as additional authenticated data, for providers that bind bytes:
+    ///
+    /// ```text
+    /// "encryption_ext:1:wrapped key" || 0x00 || keyspace (16 bytes) || name (UTF-8) || 0x00
+    ///     || version (32 bits, big-endian)
+    /// ```
+    #[must_use]
+    pub fn additional_data(&self) -> Vec<u8> {
+        let mut data = Vec::new();
+        self.write_labelled(b"encryption_ext:1:wrapped key", &mut |bytes| {
+            data.extend_from_slice(bytes);
+        });
+        data
+    }
+
+    /// Gives `write` the label and what names the version, so that no two have the same bytes: a
+    /// label and a name have no 0x00 in them.
+    fn write_labelled(&self, label: &[u8], write: &mut dyn FnMut(&[u8])) {
+        write(label);
+        write(&[0]);
+        write(&self.keyspace.0);
+        write(self.name.as_str().as_bytes());
+        write(&[0]);
+        write(&self.version.get().to_be_bytes());
+    }
+}
+
+impl fmt::Display for Keyspace {
+    /// As PostgreSQL shows a uuid.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, byte) in self.0.iter().enumerate() {
+            if matches!(i, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
 /// A *key check value*: tells whether a provider's answer is the key that the version had when it
 /// was made, without telling the key.
 ///
@@ -77,12 +128,7 @@ impl CheckValue {
     fn code(key: &DataKey, id: &VersionId<'_>) -> Hmac<Sha256> {
         let mut code = <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose())
             .expect("HMAC takes a key of any length");
-        code.update(Self::LABEL);
-        code.update(&[0]);
-        code.update(&id.keyspace.0);
-        code.update(id.name.as_str().as_bytes());
-        code.update(&[0]);
-        code.update(&id.version.get().to_be_bytes());
+        id.write_labelled(Self::LABEL, &mut |bytes| code.update(bytes));
         code
     }
 }
@@ -152,6 +198,20 @@ mod tests {
         0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae,
         0xaf,
     ]);
+
+    #[test]
+    fn a_version_is_named_for_providers() {
+        let name = KeyName::parse("user_pii").unwrap();
+        let id = VersionId { keyspace: KEYSPACE, name: &name, version: KeyVersion::FIRST };
+        assert_eq!(
+            id.encryption_context().map(|(name, value)| format!("{name}={value}")),
+            ["keyspace=a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf", "key=user_pii", "version=1"]
+        );
+        let mut data = b"encryption_ext:1:wrapped key\0".to_vec();
+        data.extend_from_slice(&KEYSPACE.0);
+        data.extend_from_slice(b"user_pii\0\0\0\0\x01");
+        assert_eq!(id.additional_data(), data);
+    }
 
     fn check_value(name: &str, version: u32) -> String {
         let name = KeyName::parse(name).unwrap();

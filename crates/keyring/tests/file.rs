@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod contract;
+
 use std::env;
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use envelope::{KeyName, KeyVersion};
 use keyring::call::RequestLimits;
-use keyring::file::FileProvider;
-use keyring::provider::{Provider, ProviderError, ProviderErrorKind};
+use keyring::file::{FileOptions, FileProvider};
+use keyring::provider::{Finding, Provider, ProviderError, ProviderErrorKind};
 use keyring::version::{Keyspace, VersionId};
 use tempfile::TempDir;
 
@@ -29,7 +31,11 @@ fn folder() -> (TempDir, PathBuf) {
 }
 
 fn provider(path: &Path) -> FileProvider {
-    FileProvider::new(path.to_owned(), true, LIMITS, Box::new(|| false)).unwrap()
+    FileProvider::new(&options(path, "yes"), LIMITS, Box::new(|| false)).unwrap()
+}
+
+fn options(path: &Path, may_create: &str) -> FileOptions {
+    FileOptions { path: path.to_str().unwrap().to_owned(), may_create: may_create.to_owned() }
 }
 
 fn name(name: &str) -> KeyName {
@@ -101,7 +107,7 @@ fn what_is_made_is_for_its_owner_alone() {
 #[test]
 fn a_missing_keyring_is_made_only_if_allowed() {
     let (folder, path) = folder();
-    let mut file = FileProvider::new(path.clone(), false, LIMITS, Box::new(|| false)).unwrap();
+    let mut file = FileProvider::new(&options(&path, "no"), LIMITS, Box::new(|| false)).unwrap();
     let a = name("a");
     fails(file.make(&id(&a)), ProviderErrorKind::KeyringMissing);
     fails(file.discover(&a, &[]), ProviderErrorKind::KeyringMissing);
@@ -237,12 +243,53 @@ fn a_folder_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn relative_paths_are_refused() {
-    for path in ["", "keyring", "./keyring", "/", "/a/.."] {
-        let result = FileProvider::new(path.into(), true, LIMITS, Box::new(|| false));
+fn settings_that_cannot_be_used_are_refused() {
+    for (path, may_create) in [
+        ("", "yes"),
+        ("keyring", "yes"),
+        ("./keyring", "yes"),
+        ("/", "yes"),
+        ("/a/..", "yes"),
+        ("/a", "on"),
+    ] {
+        let options = options(Path::new(path), may_create);
+        let result = FileProvider::new(&options, LIMITS, Box::new(|| false));
         let kind = result.err().unwrap().kind;
-        assert_eq!(kind, ProviderErrorKind::Configuration, "{path}");
+        assert_eq!(kind, ProviderErrorKind::Configuration, "{path} {may_create}");
     }
+}
+
+#[test]
+fn it_keeps_the_contract() {
+    let (_folder, path) = folder();
+    contract::keeps_the_contract(&contract::Subject {
+        provider: &|interrupt| {
+            Box::new(FileProvider::new(&options(&path, "yes"), LIMITS, interrupt).unwrap())
+        },
+        is_envelope: false,
+        binds_version: false,
+    });
+}
+
+#[test]
+fn a_check_tells_what_can_be_done() {
+    let (folder, path) = folder();
+    let a = name("a");
+    let texts = |findings: Vec<Finding>| {
+        findings.into_iter().map(|f| format!("{}: {}", f.what, f.detail)).collect::<Vec<_>>()
+    };
+    let found = texts(provider(&path).check(&id(&a)).unwrap());
+    assert!(found[0].contains("there is no") && found[0].contains("enc_create_key"), "{found:?}");
+    let mut no = FileProvider::new(&options(&path, "no"), LIMITS, Box::new(|| false)).unwrap();
+    fails(no.check(&id(&a)), ProviderErrorKind::KeyringMissing);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    make(&path, "a").unwrap();
+    make(&path, "a").unwrap();
+    let found = texts(provider(&path).check(&id(&a)).unwrap());
+    assert!(found[0].contains("2 version(s) of \"a\""), "{found:?}");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    fails(provider(&path).check(&id(&a)), ProviderErrorKind::KeyringInsecure);
 }
 
 #[test]
@@ -253,13 +300,13 @@ fn a_writer_waits_for_the_others_but_not_for_ever() {
     lock.lock().unwrap();
     let limits = RequestLimits { total: Duration::from_millis(100), ..LIMITS };
     let start = Instant::now();
-    let mut file = FileProvider::new(path.clone(), true, limits, Box::new(|| false)).unwrap();
+    let mut file = FileProvider::new(&options(&path, "yes"), limits, Box::new(|| false)).unwrap();
     fails(file.make(&id(&name("a"))), ProviderErrorKind::TimedOut);
     assert!((100..300).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 
     let cancel_at = Instant::now() + Duration::from_millis(50);
     let interrupt = Box::new(move || Instant::now() >= cancel_at);
-    let mut file = FileProvider::new(path.clone(), true, LIMITS, interrupt).unwrap();
+    let mut file = FileProvider::new(&options(&path, "yes"), LIMITS, interrupt).unwrap();
     let start = Instant::now();
     fails(file.make(&id(&name("a"))), ProviderErrorKind::Interrupted);
     assert!(start.elapsed() < Duration::from_millis(150), "{:?}", start.elapsed());

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use envelope::{DataKey, KeyName, KeyVersion};
 use keyring::call::RequestLimits;
 use keyring::provider::{Provider, ProviderError, ProviderErrorKind};
-use keyring::vault::{VaultAuth, VaultOptions, VaultProvider, VaultSettings};
+use keyring::vault::{VaultOptions, VaultProvider};
 use keyring::version::{Keyspace, VersionId};
 use tempfile::TempDir;
 
@@ -65,8 +65,23 @@ impl Server {
         self.requests.lock().unwrap().clone()
     }
 
+    /// Answers the first requests as they are listed, and the others as the last.
+    fn saying_in_turn(answers: Vec<String>) -> Self {
+        Self::start(move |stream, n| {
+            let _ = stream.write_all(answers[n.min(answers.len() - 1)].as_bytes());
+        })
+    }
+
     fn provider(&self) -> (VaultProvider, TempDir) {
-        provider(format!("http://127.0.0.1:{}", self.port))
+        provider(format!("http://127.0.0.1:{}", self.port), Duration::from_secs(1))
+    }
+
+    /// Opens with the time that is the default, in which all tries have room.
+    fn open_patiently(&self) -> (Result<DataKey, ProviderError>, Duration) {
+        let address = format!("http://127.0.0.1:{}", self.port);
+        let (mut provider, _folder) = provider(address, RequestLimits::default().total);
+        let start = Instant::now();
+        (open(&mut provider), start.elapsed())
     }
 
     fn open(&self) -> Result<DataKey, ProviderError> {
@@ -75,21 +90,18 @@ impl Server {
     }
 }
 
-fn provider(address: String) -> (VaultProvider, TempDir) {
+fn provider(address: String, total: Duration) -> (VaultProvider, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     fs::write(&file, TOKEN).unwrap();
     let options = VaultOptions {
         address,
-        namespace: Some("team".to_owned()),
-        mount: "secret".to_owned(),
-        path_prefix: "keys".to_owned(),
-        ca_file: None,
-        auth: VaultAuth::TokenFile(file),
-        limits: RequestLimits { total: Duration::from_secs(1), ..RequestLimits::default() },
+        namespace: "team".to_owned(),
+        token_file: file.to_str().unwrap().to_owned(),
+        ..VaultOptions::default()
     };
-    let settings = VaultSettings::parse(options).unwrap();
-    (VaultProvider::new(settings, Box::new(|| false)), folder)
+    let limits = RequestLimits { total, ..RequestLimits::default() };
+    (VaultProvider::new(&options, limits, Box::new(|| false)).unwrap(), folder)
 }
 
 fn open(provider: &mut VaultProvider) -> Result<DataKey, ProviderError> {
@@ -156,7 +168,7 @@ fn nonsense_is_refused_and_not_shown() {
         let server = Server::saying(nonsense.clone());
         let result = server.open();
         let kind = result.as_ref().err().map(|e| e.kind);
-        println!("{:.60?}: {kind:?}", nonsense);
+        println!("{:?}: {kind:?}", &nonsense[..nonsense.len().min(60)]);
         fails(result, ProviderErrorKind::AnswerInvalid);
         assert!(start.elapsed() < Duration::from_millis(1500));
     }
@@ -173,19 +185,108 @@ fn nonsense_is_refused_and_not_shown() {
 
 #[test]
 fn statuses_say_whether_it_is_an_outage() {
-    for (status, body, kind) in [
-        ("429 Too Many", "hunter2", ProviderErrorKind::Throttled),
-        ("472 Standby", "", ProviderErrorKind::Unreachable),
-        ("473 Standby", "", ProviderErrorKind::Unreachable),
-        ("500 Error", r#"{"errors":["hunter2"]}"#, ProviderErrorKind::Unreachable),
-        ("502 Bad Gateway", "<html>", ProviderErrorKind::Unreachable),
-        ("503 Unavailable", "", ProviderErrorKind::Unreachable),
-        ("503 Unavailable", r#"{"errors":["Vault is sealed"]}"#, ProviderErrorKind::Sealed),
-        ("403 Forbidden", "", ProviderErrorKind::LoginFailed),
+    for (status, body, kind, is_tried_again) in [
+        ("429 Too Many", "hunter2", ProviderErrorKind::Throttled, true),
+        ("472 Standby", "", ProviderErrorKind::Unreachable, true),
+        ("473 Standby", "", ProviderErrorKind::Unreachable, true),
+        ("500 Error", r#"{"errors":["hunter2"]}"#, ProviderErrorKind::Unreachable, true),
+        ("502 Bad Gateway", "<html>", ProviderErrorKind::Unreachable, true),
+        ("503 Unavailable", "", ProviderErrorKind::Unreachable, true),
+        ("503 Unavailable", r#"{"errors":["Vault is sealed"]}"#, ProviderErrorKind::Sealed, false),
+        ("403 Forbidden", "", ProviderErrorKind::LoginFailed, false),
     ] {
-        fails(Server::saying(answer(status, body)).open(), kind);
+        let server = Server::saying(answer(status, body));
+        let (result, took) = server.open_patiently();
+        println!("{status}: {took:?}");
+        fails(result, kind);
         assert!(kind.is_outage());
+        match is_tried_again {
+            // Pauses of 0.1 to 0.2, 0.2 to 0.4 and 0.4 to 0.8 seconds.
+            true => {
+                assert_eq!(server.requests().len(), 4, "{status}");
+                assert!((700..1800).contains(&took.as_millis()), "{status}: {took:?}");
+            }
+            // After a denial, a look at the token.
+            false => {
+                assert_eq!(server.requests().len(), if status.starts_with("403") { 2 } else { 1 });
+                assert!(took < Duration::from_millis(100), "{status}: {took:?}");
+            }
+        }
     }
+}
+
+#[test]
+fn tries_end_before_the_deadline() {
+    let server = Server::saying(answer("503 Unavailable", ""));
+    let start = Instant::now();
+    fails(server.open(), ProviderErrorKind::Unreachable);
+    let took = start.elapsed();
+    // The third pause, of 0.4 to 0.8 seconds after 0.3 to 0.6, may not fit into the one second.
+    assert!((300..1050).contains(&took.as_millis()), "{took:?}");
+    assert!((3..=4).contains(&server.requests().len()));
+}
+
+#[test]
+fn a_burst_of_errors_passes_unseen() {
+    for status in ["429 Too Many", "472 Standby", "500 Error", "503 Unavailable"] {
+        let server = Server::saying_in_turn(vec![
+            answer(status, ""),
+            answer(status, ""),
+            answer(status, ""),
+            secret(1),
+        ]);
+        let (result, took) = server.open_patiently();
+        assert_eq!(result.unwrap().expose(), &[1; 32]);
+        assert_eq!(server.requests().len(), 4);
+        println!("three times {status}: {took:?}");
+        assert!((700..1800).contains(&took.as_millis()), "{took:?}");
+    }
+    // Cut, and closed without an answer.
+    let server = Server::saying_in_turn(vec![secret(1)[..40].to_owned(), String::new(), secret(1)]);
+    let (result, took) = server.open_patiently();
+    assert_eq!(result.unwrap().expose(), &[1; 32]);
+    assert!((300..800).contains(&took.as_millis()), "{took:?}");
+}
+
+#[test]
+fn a_server_that_starts_meanwhile_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let (mut provider, _folder) =
+        provider(format!("http://127.0.0.1:{port}"), Duration::from_secs(5));
+    let server = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(250));
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(secret(1).as_bytes()).unwrap();
+    });
+    let start = Instant::now();
+    assert_eq!(open(&mut provider).unwrap().expose(), &[1; 32]);
+    println!("refused for 250 ms: {:?}", start.elapsed());
+    assert!((250..1000).contains(&start.elapsed().as_millis()));
+    server.join().unwrap();
+}
+
+/// A pause between two tries is a wait like any other.
+#[test]
+fn a_cancel_ends_a_pause_between_tries() {
+    let server = Server::saying(answer("503 Unavailable", ""));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    fs::write(&file, TOKEN).unwrap();
+    let options = VaultOptions {
+        address: format!("http://127.0.0.1:{}", server.port),
+        token_file: file.to_str().unwrap().to_owned(),
+        ..VaultOptions::default()
+    };
+    let start = Instant::now();
+    let cancel_at = start + Duration::from_millis(450);
+    let interrupt = Box::new(move || Instant::now() >= cancel_at);
+    let mut vault = VaultProvider::new(&options, RequestLimits::default(), interrupt).unwrap();
+    fails(open(&mut vault), ProviderErrorKind::Interrupted);
+    assert!((450..550).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -284,7 +385,8 @@ fn redirects_are_followed_to_the_same_path_alone() {
 
 #[test]
 fn a_name_that_does_not_resolve_is_an_outage() {
-    let (mut provider, _folder) = provider("https://vault.invalid:8200".to_owned());
+    let (mut provider, _folder) =
+        provider("https://vault.invalid:8200".to_owned(), Duration::from_secs(1));
     let start = Instant::now();
     let error = open(&mut provider).unwrap_err();
     println!("{error} after {:?}", start.elapsed());
@@ -292,27 +394,57 @@ fn a_name_that_does_not_resolve_is_an_outage() {
     assert!(start.elapsed() < Duration::from_millis(1200));
 }
 
-/// A cluster that changes its leader says 500, then 404 for what exists, then answers.
+/// A cluster that changes its leader says 500 or 400, then 404 for what exists, then answers.
 #[test]
 fn a_404_after_an_error_is_asked_again() {
-    let server = Server::start(|stream, n| {
-        let answer = match n {
-            0 => answer("500 Internal Server Error", r#"{"errors":["no leader"]}"#),
-            1 => answer("404 Not Found", r#"{"errors":[]}"#),
-            _ => secret(1),
-        };
-        let _ = stream.write_all(answer.as_bytes());
-    });
-    let (mut provider, _folder) = server.provider();
+    let missing = || answer("404 Not Found", r#"{"errors":[]}"#);
+    let no_leader = || answer("500 Internal Server Error", r#"{"errors":["no leader"]}"#);
+    let setting_up = || {
+        let why = "Upgrading from non-versioned to versioned data. This backend will be unavailable \
+                   for a brief period and will resume service shortly.";
+        answer("400 Bad Request", &format!(r#"{{"errors":["{why}"]}}"#))
+    };
+    for error in [no_leader(), setting_up()] {
+        let server = Server::saying_in_turn(vec![error, missing(), missing(), secret(1)]);
+        let (result, took) = server.open_patiently();
+        assert_eq!(result.unwrap().expose(), &[1; 32]);
+        // 0.1 to 0.2 seconds after the error, and half a second after each 404.
+        assert!((1100..1500).contains(&took.as_millis()), "{took:?}");
+        assert_eq!(server.requests().len(), 4);
+    }
+
+    // It is believed when the error is three seconds old.
+    let server = Server::saying_in_turn(vec![no_leader(), missing()]);
+    let (result, took) = server.open_patiently();
+    println!("a 404 after an error is believed after {took:?}");
+    fails(result, ProviderErrorKind::KeyMissing);
+    assert!((3000..4000).contains(&took.as_millis()), "{took:?}");
+    // With less time than that, it is not.
+    let server = Server::saying_in_turn(vec![no_leader(), missing()]);
+    let start = Instant::now();
+    fails(server.open(), ProviderErrorKind::TimedOut);
+    assert!((900..1200).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+
+    // The error was in an earlier call.
+    let server = Server::saying_in_turn(vec![
+        no_leader(),
+        no_leader(),
+        no_leader(),
+        no_leader(),
+        missing(),
+        secret(1),
+    ]);
+    let (mut provider, _folder) =
+        provider(format!("http://127.0.0.1:{}", server.port), Duration::from_secs(5));
     fails(open(&mut provider), ProviderErrorKind::Unreachable);
     let start = Instant::now();
     assert_eq!(open(&mut provider).unwrap().expose(), &[1; 32]);
     let took = start.elapsed();
     assert!((450..900).contains(&took.as_millis()), "{took:?}");
-    assert_eq!(server.requests().len(), 3);
+    assert_eq!(server.requests().len(), 6);
 
     // Without an error before it, it is believed at once (after a look whether the key is there).
-    let server = Server::saying(answer("404 Not Found", r#"{"errors":[]}"#));
+    let server = Server::saying(missing());
     let start = Instant::now();
     fails(server.open(), ProviderErrorKind::KeyMissing);
     assert!(start.elapsed() < Duration::from_millis(450));

@@ -2,15 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod contract;
+
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use envelope::{DataKey, KeyName, KeyVersion};
 use harness::openbao::{self, OpenBao};
 use keyring::call::RequestLimits;
 use keyring::provider::{MadeVersion, Provider, ProviderError, ProviderErrorKind};
-use keyring::vault::{VaultAuth, VaultOptions, VaultProvider, VaultSettings};
+use keyring::vault::{VaultOptions, VaultProvider};
 use keyring::version::{Keyspace, VersionId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -38,53 +40,60 @@ macro_rules! server {
 struct Setup {
     folder: TempDir,
     options: VaultOptions,
+    limits: RequestLimits,
 }
 
 impl Setup {
     fn with_token(server: &OpenBao, token: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("token");
-        fs::write(&file, format!("{token}\n")).unwrap();
-        Self::new(server, folder, VaultAuth::TokenFile(file))
+        let mut setup = Self::new(server);
+        setup.options.token_file = setup.write("token", &format!("{token}\n"));
+        setup
     }
 
     fn with_approle(server: &OpenBao, (role_id, secret_id): &(String, String)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let role_id_file = folder.path().join("role_id");
-        let secret_id_file = folder.path().join("secret_id");
-        fs::write(&role_id_file, role_id).unwrap();
-        fs::write(&secret_id_file, secret_id).unwrap();
-        let mount = VaultOptions::DEFAULT_APPROLE_MOUNT.to_owned();
-        Self::new(server, folder, VaultAuth::AppRole { mount, role_id_file, secret_id_file })
+        let mut setup = Self::new(server);
+        setup.options.auth = "approle".to_owned();
+        setup.options.role_id_file = setup.write("role_id", role_id);
+        setup.options.secret_id_file = setup.write("secret_id", secret_id);
+        setup
     }
 
-    fn new(server: &OpenBao, folder: TempDir, auth: VaultAuth) -> Self {
+    fn new(server: &OpenBao) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let address = server.address();
-        let ca_file = address.starts_with("https").then(|| server.ca_file());
-        let options = VaultOptions {
-            address,
-            namespace: None,
-            mount: VaultOptions::DEFAULT_MOUNT.to_owned(),
-            path_prefix: VaultOptions::DEFAULT_PATH_PREFIX.to_owned(),
-            ca_file,
-            auth,
-            limits: RequestLimits::default(),
+        let ca_file = match address.starts_with("https") {
+            true => path_text(&server.ca_file()),
+            false => String::new(),
         };
-        Self { folder, options }
+        let options = VaultOptions { address, ca_file, ..VaultOptions::default() };
+        Self { folder, options, limits: RequestLimits::default() }
     }
 
     fn provider(&self) -> VaultProvider {
         self.interruptible_provider(|| false)
     }
 
-    fn interruptible_provider(&self, interrupt: impl Fn() -> bool + 'static) -> VaultProvider {
-        let settings = VaultSettings::parse(self.options.clone()).unwrap();
-        VaultProvider::new(settings, Box::new(interrupt))
+    fn interruptible_provider(
+        &self,
+        interrupt: impl Fn() -> bool + Send + 'static,
+    ) -> VaultProvider {
+        VaultProvider::new(&self.options, self.limits, Box::new(interrupt)).unwrap()
+    }
+
+    /// Writes a file as Vault Agent does it, which replaces it as a whole, and tells its path.
+    fn write(&self, name: &str, contents: &str) -> String {
+        fs::write(self.file("new"), contents).unwrap();
+        fs::rename(self.file("new"), self.file(name)).unwrap();
+        path_text(&self.file(name))
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
 }
 
 fn name(name: &str) -> KeyName {
@@ -160,10 +169,9 @@ fn what_an_administrator_wrote_is_found_and_opened() {
     fails(open(&mut vault, "user_pii?version=3&x"), ProviderErrorKind::Configuration);
 
     // Another folder is not within the policy.
-    let mut other = setup.options.clone();
-    other.path_prefix = "others".to_owned();
-    let other = VaultProvider::new(VaultSettings::parse(other).unwrap(), Box::new(|| false));
-    let mut other = other;
+    let mut setup = setup;
+    setup.options.path_prefix = Some("others".to_owned());
+    let mut other = setup.provider();
     let text = fails(discover(&mut other, "user_pii", &[]), ProviderErrorKind::Denied);
     assert!(text.contains(r#"path "secret/data/others/*" { capabilities = ["read"] }"#), "{text}");
 }
@@ -282,18 +290,18 @@ fn namespaces_mounts_and_prefixes_are_kept_apart() {
     server.kv_put_in(Some("team"), "keys/user_pii", json!({ "key": TWO }));
     let mut setup = Setup::with_token(&server, server.root_token());
     assert_eq!(discover(&mut setup.provider(), "user_pii", &[]).unwrap(), found(&[(1, 1)]));
-    setup.options.namespace = Some("team/".to_owned());
+    setup.options.namespace = "team/".to_owned();
     assert_eq!(discover(&mut setup.provider(), "user_pii", &[]).unwrap(), found(&[(1, 2)]));
-    setup.options.namespace = None;
+    setup.options.namespace = String::new();
 
     setup.options.mount = "kv/for/keys".to_owned();
-    setup.options.path_prefix = "a/b".to_owned();
+    setup.options.path_prefix = Some("a/b".to_owned());
     let mut vault = setup.provider();
     assert_eq!(discover(&mut vault, "user_pii", &[]).unwrap(), []);
     make(&mut vault, "user_pii").unwrap();
     let path = "kv/for/keys/data/a/b/user_pii";
     assert_eq!(server.request("GET", path, Value::Null).0, 200);
-    setup.options.path_prefix = String::new();
+    setup.options.path_prefix = Some(String::new());
     make(&mut setup.provider(), "user_pii").unwrap();
     assert_eq!(server.request("GET", "kv/for/keys/data/user_pii", Value::Null).0, 200);
 
@@ -399,7 +407,7 @@ fn a_server_that_fails_fails_in_time() {
     let mut server = server!(start_with_tls);
     server.kv_put("keys/user_pii", ONE);
     let mut setup = Setup::with_token(&server, server.root_token());
-    setup.options.limits.total = Duration::from_secs(2);
+    setup.limits.total = Duration::from_secs(2);
     let mut vault = setup.provider();
     let reference = "user_pii?version=1";
     let timed = |vault: &mut VaultProvider| {
@@ -444,7 +452,8 @@ fn a_server_that_fails_fails_in_time() {
     let (stopped, took) = timed(&mut vault);
     println!("stopped: {took:?}");
     fails(stopped, ProviderErrorKind::Unreachable);
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    // Refused at once, and tried again three times, with pauses of at least 0.7 seconds in all.
+    assert!((700..1900).contains(&took.as_millis()), "{took:?}");
     server.restart();
     open(&mut vault, reference).unwrap();
 }
@@ -460,7 +469,7 @@ fn the_servers_certificate_is_checked() {
 
     let ca_file = setup.file("ca.pem");
     fs::write(&ca_file, openbao::unrelated_authority()).unwrap();
-    setup.options.ca_file = Some(ca_file.clone());
+    setup.options.ca_file = path_text(&ca_file);
     let mut vault = setup.provider();
     let text = fails(open(&mut vault, reference), ProviderErrorKind::Unreachable);
     assert!(text.contains("certificate") && text.contains("CA file"), "{text}");
@@ -470,10 +479,10 @@ fn the_servers_certificate_is_checked() {
     open(&mut vault, reference).unwrap();
 
     // The system's authorities did not sign it.
-    setup.options.ca_file = None;
+    setup.options.ca_file = String::new();
     fails(open(&mut setup.provider(), reference), ProviderErrorKind::Unreachable);
     // The name is not the certificate's.
-    setup.options.ca_file = Some(server.ca_file());
+    setup.options.ca_file = path_text(&server.ca_file());
     setup.options.address = server.address().replace("127.0.0.1", "127.0.0.2");
     fails(open(&mut setup.provider(), reference), ProviderErrorKind::Unreachable);
     // Plain HTTP to a server that speaks TLS.
@@ -484,22 +493,54 @@ fn the_servers_certificate_is_checked() {
     setup.options.address = server.address();
     for contents in ["", "not a certificate", "-----BEGIN CERTIFICATE-----\nAAAA"] {
         fs::write(&ca_file, contents).unwrap();
-        setup.options.ca_file = Some(ca_file.clone());
+        setup.options.ca_file = path_text(&ca_file);
         fails(open(&mut setup.provider(), reference), ProviderErrorKind::Configuration);
     }
-    setup.options.ca_file = Some(setup.file("missing.pem"));
+    setup.options.ca_file = path_text(&setup.file("missing.pem"));
     fails(open(&mut setup.provider(), reference), ProviderErrorKind::Configuration);
 }
 
 #[test]
-fn a_quota_is_told() {
+fn a_quota_that_is_used_up_is_told() {
     let server = server!(start);
     server.kv_put("keys/user_pii", ONE);
     let setup = Setup::with_token(&server, server.root_token());
     let mut vault = setup.provider();
-    let quota = json!({ "path": "secret/", "rate": 1.0, "interval": "60s" });
-    assert_eq!(server.request("POST", "sys/quotas/rate-limit/keys", quota).0, 204);
-    let results: Vec<_> = (0..4).map(|_| open(&mut vault, "user_pii?version=1")).collect();
+    let quota = |rate: f64, interval: &str| {
+        let quota = json!({ "path": "secret/", "rate": rate, "interval": interval });
+        assert_eq!(server.request("POST", "sys/quotas/rate-limit/keys", quota).0, 204);
+    };
+    // One a minute: no pause is long enough.
+    quota(1.0, "60s");
+    let results: Vec<_> = (0..2).map(|_| open(&mut vault, "user_pii?version=1")).collect();
     let last = results.into_iter().next_back().unwrap();
     fails(last, ProviderErrorKind::Throttled);
+}
+
+/// An engine that was just mounted answers 400 for a moment, as one does after a leader change.
+#[test]
+fn an_engine_that_is_being_set_up_is_waited_for() {
+    let server = server!(start);
+    let mut setup = Setup::with_token(&server, server.root_token());
+    for i in 0..5 {
+        setup.options.mount = format!("fresh{i}");
+        let engine = json!({ "type": "kv", "options": { "version": "2" } });
+        server.expect(None, "POST", &format!("sys/mounts/fresh{i}"), engine);
+        let start = Instant::now();
+        assert_eq!(make(&mut setup.provider(), "user_pii").unwrap().number.unwrap().get(), 1);
+        println!("made in an engine mounted at once before: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn it_keeps_the_contract() {
+    let server = server!(start);
+    let setup = Setup::with_token(&server, server.root_token());
+    contract::keeps_the_contract(&contract::Subject {
+        provider: &|interrupt| {
+            Box::new(VaultProvider::new(&setup.options, setup.limits, interrupt).unwrap())
+        },
+        is_envelope: false,
+        binds_version: false,
+    });
 }

@@ -2,20 +2,25 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ED25519, SigningKey,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, http};
+
+use crate::server::{free_port, wait_for};
 
 /// A running server, initialized and unsealed, with a KV engine of version 2 at `secret/`. It is
 /// killed when dropped.
@@ -105,6 +110,12 @@ impl OpenBao {
         self.folder.path().join("ca.pem")
     }
 
+    /// The port of 127.0.0.1 that it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The token that may do everything.
     #[must_use]
     pub fn root_token(&self) -> &str {
@@ -159,7 +170,13 @@ impl OpenBao {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
 
-    fn expect(&self, namespace: Option<&str>, method: &str, path: &str, body: Value) -> Value {
+    /// Sends a request with the root token, as [`OpenBao::request_in`] does, and gives the body of the
+    /// answer.
+    ///
+    /// # Panics
+    ///
+    /// If the server can't be reached or refuses.
+    pub fn expect(&self, namespace: Option<&str>, method: &str, path: &str, body: Value) -> Value {
         let (status, answer) = self.request_in(namespace, method, path, body);
         assert!(matches!(status, 200 | 204), "{method} {path}: status {status}: {answer}");
         answer
@@ -177,6 +194,30 @@ impl OpenBao {
         wait_for("the KV engine", || {
             self.request_in(namespace, "GET", &format!("{mount}/config"), Value::Null).0 == 200
         });
+    }
+
+    /// Mounts a Transit engine.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    pub fn mount_transit(&self, mount: &str, namespace: Option<&str>) {
+        self.expect(
+            namespace,
+            "POST",
+            &format!("sys/mounts/{mount}"),
+            json!({ "type": "transit" }),
+        );
+    }
+
+    /// Makes a key of the Transit engine at `transit/`, with these settings (`{}` for a key of type
+    /// aes256-gcm96 that is not derived).
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    pub fn transit_key(&self, name: &str, settings: Value) {
+        self.expect(None, "POST", &format!("transit/keys/{name}"), settings);
     }
 
     /// Writes a version of the secret `secret/<path>` with the field `key`, and tells its number.
@@ -217,9 +258,43 @@ impl OpenBao {
     /// If the server refuses.
     #[must_use]
     pub fn token(&self, policies: &[&str], ttl: &str) -> String {
-        let body = json!({ "policies": policies, "ttl": ttl, "renewable": false });
-        let answer = self.expect(None, "POST", "auth/token/create", body);
+        self.token_with(None, json!({ "policies": policies, "ttl": ttl, "renewable": false }))
+    }
+
+    /// Makes a token by the parameters of `auth/token/create`, in a namespace.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    #[must_use]
+    pub fn token_with(&self, namespace: Option<&str>, parameters: Value) -> String {
+        let answer = self.expect(namespace, "POST", "auth/token/create", parameters);
         answer["auth"]["client_token"].as_str().expect("a token is text").to_owned()
+    }
+
+    /// The tokens that a login at `mount` has given and that still live, as
+    /// `auth/token/lookup-accessor` describes them, in the order in which they were given. (Batch
+    /// tokens are not kept by the server, and not among them.)
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    #[must_use]
+    pub fn tokens_of(&self, mount: &str) -> Vec<Value> {
+        let accessors = self.expect(None, "LIST", "auth/token/accessors", Value::Null);
+        let accessors = accessors["data"]["keys"].as_array().expect("accessors are listed");
+        let path = format!("auth/{mount}/login");
+        let mut tokens: Vec<_> = accessors
+            .iter()
+            .map(|accessor| {
+                let body = json!({ "accessor": accessor });
+                // One that has ended since it was listed is not found.
+                self.request("POST", "auth/token/lookup-accessor", body).1["data"].take()
+            })
+            .filter(|token| token["path"] == path)
+            .collect();
+        tokens.sort_by_key(|token| token["creation_time"].as_u64());
+        tokens
     }
 
     /// Revokes a token.
@@ -239,17 +314,42 @@ impl OpenBao {
     /// If the server refuses.
     #[must_use]
     pub fn approle(&self, role: &str, policies: &[&str], token_ttl: &str) -> (String, String) {
-        let (_, mounts) = self.request("GET", "sys/auth", Value::Null);
-        if mounts["data"]["approle/"].is_null() {
-            self.expect(None, "POST", "sys/auth/approle", json!({ "type": "approle" }));
-        }
-        let role = format!("auth/approle/role/{role}");
         let settings = json!({ "token_policies": policies, "token_ttl": token_ttl });
-        self.expect(None, "POST", &role, settings);
-        let role_id = self.expect(None, "GET", &format!("{role}/role-id"), Value::Null);
-        let secret_id = self.expect(None, "POST", &format!("{role}/secret-id"), json!({}));
+        self.approle_with(None, role, settings)
+    }
+
+    /// The same by all the parameters of a role, in a namespace.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    #[must_use]
+    pub fn approle_with(
+        &self,
+        namespace: Option<&str>,
+        role: &str,
+        settings: Value,
+    ) -> (String, String) {
+        self.enable_auth("approle", "approle", namespace);
+        let role = format!("auth/approle/role/{role}");
+        self.expect(namespace, "POST", &role, settings);
+        let role_id = self.expect(namespace, "GET", &format!("{role}/role-id"), Value::Null);
+        let secret_id = self.expect(namespace, "POST", &format!("{role}/secret-id"), json!({}));
         let text = |value: &Value| value.as_str().expect("an id is text").to_owned();
         (text(&role_id["data"]["role_id"]), text(&secret_id["data"]["secret_id"]))
+    }
+
+    /// Mounts a login of a kind (`approle`, `jwt`, …) at `mount`, unless there is one.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    pub fn enable_auth(&self, kind: &str, mount: &str, namespace: Option<&str>) {
+        let mounts = self.expect(namespace, "GET", "sys/auth", Value::Null);
+        if mounts["data"][format!("{mount}/")].is_null() {
+            let body = json!({ "type": kind });
+            self.expect(namespace, "POST", &format!("sys/auth/{mount}"), body);
+        }
     }
 
     /// Seals the server.
@@ -400,20 +500,6 @@ fn binary() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// A port that nobody listens on at the moment.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
-    listener.local_addr().expect("a bound socket has an address").port()
-}
-
-fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_there() {
-        assert!(start.elapsed() < Duration::from_secs(30), "{what} did not come in 30 s");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// The certificate (PEM) of a new certificate authority that has signed nothing: one that a server's
 /// certificate must fail against.
 ///
@@ -425,7 +511,95 @@ pub fn unrelated_authority() -> String {
     authority().1
 }
 
-fn authority() -> (Issuer<'static, KeyPair>, String) {
+/// A certificate authority that signs client certificates.
+pub struct ClientAuthority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+}
+
+impl ClientAuthority {
+    /// A new one.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no random bytes.
+    #[must_use]
+    pub fn new() -> Self {
+        let (issuer, certificate) = authority();
+        Self { issuer, certificate }
+    }
+
+    /// Its certificate (PEM).
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// Signs a client certificate with this common name: it and its private key, both in PEM.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no random bytes.
+    #[must_use]
+    pub fn sign(&self, common_name: &str) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        let key = KeyPair::generate().expect("the system has random bytes");
+        let certificate = params.signed_by(&key, &self.issuer).expect("it can be signed");
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+impl Default for ClientAuthority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An issuer of JSON Web Tokens (RFC 7519), signed with Ed25519 (RFC 8037).
+pub struct JwtIssuer(KeyPair);
+
+impl JwtIssuer {
+    /// One with a new key.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no random bytes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(KeyPair::generate_for(&PKCS_ED25519).expect("the system has random bytes"))
+    }
+
+    /// The key to verify its tokens with (PEM).
+    #[must_use]
+    pub fn public_key(&self) -> String {
+        self.0.public_key_pem()
+    }
+
+    /// Signs a token with these claims.
+    ///
+    /// # Panics
+    ///
+    /// If it can't be signed.
+    #[must_use]
+    pub fn sign(&self, claims: &Value) -> String {
+        let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let header = json!({ "alg": "EdDSA", "typ": "JWT" }).to_string();
+        let text =
+            format!("{}.{}", encode(header.as_bytes()), encode(claims.to_string().as_bytes()));
+        let signature = self.0.sign(text.as_bytes()).expect("a text can be signed");
+        format!("{text}.{}", encode(&signature))
+    }
+}
+
+impl Default for JwtIssuer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+pub(crate) fn authority() -> (Issuer<'static, KeyPair>, String) {
     let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "test authority");
@@ -434,7 +608,7 @@ fn authority() -> (Issuer<'static, KeyPair>, String) {
     (Issuer::new(params, key), certificate)
 }
 
-fn write_certificates(folder: &Path) {
+pub(crate) fn write_certificates(folder: &Path) {
     let (issuer, ca) = authority();
     let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
     let params = CertificateParams::new(names).expect("the names are valid");
@@ -447,7 +621,7 @@ fn write_certificates(folder: &Path) {
     }
 }
 
-fn agent_that_trusts(ca_file: &Path) -> Agent {
+pub(crate) fn agent_that_trusts(ca_file: &Path) -> Agent {
     let pem = fs::read(ca_file).expect("the certificate was written");
     let certificates = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -7,9 +7,9 @@ use zeroize::Zeroizing;
 
 /// An answer to a request. The body may have keys and tokens in it: it is wiped, and `Debug` is not
 /// implemented.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: Zeroizing<Vec<u8>>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
 /// A version of a secret.
@@ -59,6 +59,61 @@ pub(super) struct LoggedIn {
     pub(super) token: Zeroizing<String>,
     /// How long the token lives, in seconds; 0 for ever.
     pub(super) lease_seconds: u64,
+    /// Whether that time can be renewed: not if it is a batch token.
+    pub(super) is_renewable: bool,
+}
+
+/// What a token is.
+pub(super) struct TokenState {
+    /// How long it lives from now, in seconds; 0 for ever.
+    pub(super) ttl_seconds: u64,
+    pub(super) policies: Vec<String>,
+}
+
+/// A key that the Transit engine has generated.
+pub(crate) struct GeneratedKey {
+    /// In base64.
+    pub(crate) plaintext: Zeroizing<String>,
+    pub(crate) ciphertext: String,
+}
+
+/// A key of the Transit engine.
+#[derive(Deserialize)]
+pub(crate) struct TransitKey {
+    /// Its algorithm.
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) latest_version: u32,
+    /// Whether each context has a key of its own that is derived from this one.
+    #[serde(default, rename = "derived")]
+    pub(crate) is_derived: bool,
+    #[serde(default, rename = "exportable")]
+    pub(crate) is_exportable: bool,
+    #[serde(default)]
+    pub(crate) allow_plaintext_backup: bool,
+    #[serde(default, rename = "deletion_allowed")]
+    pub(crate) may_be_deleted: bool,
+    #[serde(default, rename = "soft_deleted")]
+    pub(crate) is_soft_deleted: bool,
+    #[serde(rename = "supports_encryption")]
+    pub(crate) can_encrypt: bool,
+}
+
+/// Why the Transit engine did not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TransitRefusal {
+    /// There is no such key.
+    KeyMissing,
+    /// The key can't encrypt.
+    KindUnfit,
+    /// The key was deleted, and can be restored.
+    Deleted,
+    /// The version of the key that encrypted this is older than those that may still decrypt.
+    TooOld,
+    /// The key has not got the version that encrypted this.
+    TooNew,
+    /// This was not encrypted by the key, or not with this context.
+    NotAuthentic,
 }
 
 /// How many versions the engine keeps, and how long.
@@ -85,8 +140,18 @@ impl Answer {
         self.status == 503 && self.has_error("sealed")
     }
 
+    /// Whether the engine was mounted or upgraded a moment ago.
+    pub(super) fn is_setting_up(&self) -> bool {
+        self.status == 400 && self.has_error("unavailable for a brief period")
+    }
+
+    /// Whether there is nothing that the request is about.
+    pub(super) fn is_nothing_there(&self) -> bool {
+        self.status == 404 || self.transit_refusal() == Some(TransitRefusal::KeyMissing)
+    }
+
     /// Whether nothing is mounted where the request went.
-    pub(super) fn is_no_mount(&self) -> bool {
+    pub(crate) fn is_no_mount(&self) -> bool {
         self.status == 404 && self.has_error("no handler for route")
     }
 
@@ -137,21 +202,102 @@ impl Answer {
     /// The answer to writing `<mount>/data/<path>`.
     pub(super) fn written(&self) -> Written {
         #[derive(Deserialize)]
-        struct Body {
-            data: Data,
-        }
-        #[derive(Deserialize)]
         struct Data {
             version: u32,
         }
         if self.status == 400 && self.has_error("check-and-set parameter did not match") {
             return Written::Conflict;
         }
-        let body = serde_json::from_slice::<Body>(&self.body).ok().filter(|_| self.status == 200);
-        match body.and_then(|body| KeyVersion::new(body.data.version)) {
+        match self.data().and_then(|Data { version }| KeyVersion::new(version)) {
             Some(version) => Written::Version(version),
             None => Written::Unknown,
         }
+    }
+
+    /// The answer to `sys/capabilities-self` for one path.
+    pub(super) fn capabilities(&self) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Data {
+            capabilities: Vec<String>,
+        }
+        self.data().map(|Data { capabilities }| capabilities)
+    }
+
+    /// The answer to `auth/token/lookup-self`, if it is one.
+    pub(super) fn token_state(&self) -> Option<TokenState> {
+        #[derive(Deserialize)]
+        struct Data {
+            ttl: u64,
+            policies: Vec<String>,
+        }
+        let Data { ttl, policies } = self.data()?;
+        Some(TokenState { ttl_seconds: ttl, policies })
+    }
+
+    /// The answer to `<mount>/datakey/plaintext/<key>`, if it is one.
+    pub(crate) fn generated_key(&self) -> Option<GeneratedKey> {
+        #[derive(Deserialize)]
+        struct Data<'a> {
+            plaintext: &'a str,
+            ciphertext: String,
+        }
+        let Data { plaintext, ciphertext } = self.data()?;
+        let plaintext = Zeroizing::new(plaintext.to_owned());
+        Some(GeneratedKey { plaintext, ciphertext })
+    }
+
+    /// The answer to `<mount>/decrypt/<key>`, in base64, if it is one.
+    pub(crate) fn plaintext(&self) -> Option<Zeroizing<String>> {
+        #[derive(Deserialize)]
+        struct Data<'a> {
+            plaintext: &'a str,
+        }
+        self.data().map(|Data { plaintext }| Zeroizing::new(plaintext.to_owned()))
+    }
+
+    /// The answer to `<mount>/encrypt/<key>` or `<mount>/rewrap/<key>`, if it is one.
+    pub(crate) fn ciphertext(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Data {
+            ciphertext: String,
+        }
+        self.data().map(|Data { ciphertext }| ciphertext)
+    }
+
+    /// The answer to reading `<mount>/keys/<key>`, if it is one.
+    pub(crate) fn transit_key(&self) -> Option<TransitKey> {
+        self.data()
+    }
+
+    /// Why the Transit engine refused, if it did and said so in a way that is known.
+    pub(crate) fn transit_refusal(&self) -> Option<TransitRefusal> {
+        // From `keysutil/policy.go` of both Vault and OpenBao, and from the Go library's ciphers.
+        const TEXTS: [(u16, &str, TransitRefusal); 10] = [
+            (400, "encryption key not found", TransitRefusal::KeyMissing),
+            (400, "encryption not supported for key type", TransitRefusal::KindUnfit),
+            (400, "decryption not supported for key type", TransitRefusal::KindUnfit),
+            (400, "soft-deleted key", TransitRefusal::Deleted),
+            (400, "disallowed by policy (too old)", TransitRefusal::TooOld),
+            (400, "version is too new", TransitRefusal::TooNew),
+            (400, "message authentication failed", TransitRefusal::NotAuthentic),
+            (400, "invalid ciphertext", TransitRefusal::NotAuthentic),
+            (400, "missing ciphertext", TransitRefusal::NotAuthentic),
+            (500, "failed to rsa decrypt", TransitRefusal::NotAuthentic),
+        ];
+        let (_, _, refusal) = TEXTS
+            .iter()
+            .find(|(status, text, _)| self.status == *status && self.has_error(text))?;
+        Some(*refusal)
+    }
+
+    /// The field `data` of an answer with status 200, if it has this form.
+    fn data<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
+        #[derive(Deserialize)]
+        struct Body<T> {
+            data: T,
+        }
+        let body = serde_json::from_slice::<Body<T>>(&self.body).ok()?;
+        Some(body.data).filter(|_| self.status == 200)
     }
 
     /// The answer to a login, if it succeeded.
@@ -165,31 +311,29 @@ impl Answer {
         struct Auth<'a> {
             client_token: &'a str,
             lease_duration: u64,
+            #[serde(default)]
+            renewable: bool,
         }
         let body: Body<'_> =
             serde_json::from_slice(&self.body).ok().filter(|_| self.status == 200)?;
-        let Auth { client_token, lease_duration } = body.auth;
+        let Auth { client_token, lease_duration, renewable } = body.auth;
         let usable = !client_token.is_empty() && client_token.bytes().all(|b| b.is_ascii_graphic());
         usable.then(|| LoggedIn {
             token: Zeroizing::new(client_token.to_owned()),
             lease_seconds: lease_duration,
+            is_renewable: renewable,
         })
     }
 
     /// The answer to reading `<mount>/metadata/<path>` or `<mount>/config`, if it is one.
     pub(super) fn limits(&self) -> Option<Limits> {
         #[derive(Deserialize)]
-        struct Body {
-            data: Data,
-        }
-        #[derive(Deserialize)]
         struct Data {
             max_versions: u32,
             #[serde(default)]
             delete_version_after: String,
         }
-        let body: Body = serde_json::from_slice(&self.body).ok().filter(|_| self.status == 200)?;
-        let Data { max_versions, delete_version_after } = body.data;
+        let Data { max_versions, delete_version_after } = self.data()?;
         let expires = !matches!(delete_version_after.as_str(), "" | "0s" | "0");
         Some(Limits { max_versions, expires })
     }

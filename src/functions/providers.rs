@@ -1,0 +1,218 @@
+//! What administrators do with providers: see whether one works, and have it wrap keys again.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Instant;
+
+use envelope::{KeyName, KeyVersion};
+use keyring::provider::{Finding, Provider, ProviderError, ProviderErrorKind};
+use keyring::version::VersionId;
+use pgrx::{IntoDatum, pg_sys};
+
+use super::lifecycle::{configured_provider, owned_key, refuse_if_changed};
+use super::rows::{Row, return_rows};
+use crate::catalog::write::{as_owner, refuse_if_read_only};
+use crate::catalog::{self, Key, State, Version};
+use crate::errors::Error;
+use crate::fmgr::sql_function;
+use crate::keys;
+use crate::providers::{interrupt_pending, version_id};
+use crate::varlena::text_datum;
+
+/// The key that a provider's check names: no key has the name, so nothing is at stake.
+const PROBE: &str = "encryption_ext.check";
+
+sql_function! {
+    /// `enc_check_provider(provider text) RETURNS TABLE (provider text, what text, ok boolean,
+    /// detail text, hint text, milliseconds double precision)`
+    fn enc_check_provider(call) {
+        let names = match call.nullable(0) {
+            Some(_) => BTreeSet::from([call.text(0)?]),
+            None => providers_in_use()?,
+        };
+        let mut rows = Vec::new();
+        for name in &names {
+            for report in check(name)? {
+                rows.push(report.row(name)?);
+            }
+        }
+        return_rows(call, &rows)
+    }
+}
+
+/// The provider of new versions, and those of the versions that there are.
+fn providers_in_use() -> Result<BTreeSet<String>, Error> {
+    let mut names = BTreeSet::new();
+    for key in all_keys()? {
+        names.extend(usable(&key).map(|version| version.provider.clone()));
+    }
+    match configured_provider() {
+        Ok(name) => drop(names.insert(name)),
+        Err(error) if names.is_empty() => return Err(error),
+        Err(_) => {}
+    }
+    Ok(names)
+}
+
+fn all_keys() -> Result<Vec<Rc<Key>>, Error> {
+    let ids = catalog::read_key_ids()?;
+    let keys = ids.into_iter().map(keys::find).collect::<Result<Vec<_>, _>>()?;
+    Ok(keys.into_iter().flatten().collect())
+}
+
+fn usable(key: &Key) -> impl Iterator<Item = &Version> {
+    key.versions.iter().filter(|version| version.state != State::Destroyed)
+}
+
+/// One thing that was tried.
+struct Report {
+    what: String,
+    result: Result<Finding, Error>,
+    milliseconds: f64,
+}
+
+impl Report {
+    fn row(self, provider: &str) -> Result<Row, Error> {
+        let text = |text: &str| text_datum(text.as_bytes()).map(Some);
+        let (ok, detail, hint) = match &self.result {
+            Ok(finding) => (true, finding.detail.clone(), finding.hint.clone()),
+            Err(error) => (false, error.message(), error.hint()),
+        };
+        Ok(vec![
+            text(provider)?,
+            text(&self.what)?,
+            Some(pg_sys::Datum::from(ok)),
+            text(&detail)?,
+            hint.as_deref().map(text).transpose()?.flatten(),
+            self.milliseconds.into_datum(),
+        ])
+    }
+}
+
+/// Tries everything that a provider is needed for: its settings, what it checks of itself, and every
+/// version that came from it. Former failures are forgotten for that, and none of it is remembered.
+fn check(name: &str) -> Result<Vec<Report>, Error> {
+    let mut reports = Vec::new();
+    let started = Instant::now();
+    let separate =
+        keys::with_providers(|providers| providers.separate(name, Box::new(interrupt_pending)));
+    let mut provider = match separate {
+        Ok(provider) => {
+            let good = Finding::good("settings", "they can be used");
+            reports.push(report("settings", started, Ok(good)));
+            provider
+        }
+        Err(error) => {
+            reports.push(report("settings", started, Err(error)));
+            return Ok(reports);
+        }
+    };
+
+    let probe = super::key_name(PROBE)?;
+    let probe =
+        VersionId { keyspace: catalog::read_keyspace()?, name: &probe, version: KeyVersion::FIRST };
+    let started = Instant::now();
+    match provider.check(&probe) {
+        Ok(findings) => {
+            let count = findings.len().max(1);
+            for finding in findings {
+                let mut report = report(finding.what, started, Ok(finding));
+                // They were tried in one go.
+                report.milliseconds /= count as f64;
+                reports.push(report);
+            }
+        }
+        Err(error) => {
+            let failed = raised(name, None, error);
+            reports.push(report("round trip", started, Err(failed)));
+        }
+    }
+    for key in all_keys()? {
+        for version in usable(&key).filter(|version| version.provider == name) {
+            let started = Instant::now();
+            let what = format!("version {} of key \"{}\"", version.number, key.name);
+            let result = verify(provider.as_mut(), &key, version);
+            let is_outage = result.as_ref().is_err_and(Error::is_outage);
+            reports.push(report(what, started, result));
+            if is_outage {
+                // The others would fail in the same way, each after its time-out.
+                provider.close_connections();
+                return Ok(reports);
+            }
+        }
+    }
+    provider.close_connections();
+    Ok(reports)
+}
+
+fn verify(provider: &mut dyn Provider, key: &Key, version: &Version) -> Result<Finding, Error> {
+    let wrapped = version.wrapped.as_deref();
+    let data_key = provider
+        .open(&version_id(key, version), &version.reference, wrapped)
+        .map_err(|error| raised(&version.provider, Some(&key.name), error))?;
+    keys::verify_check_value(key, version, &data_key)?;
+    Ok(Finding::good("version", format!("it is the right key ({})", version.state.name())))
+}
+
+fn report(what: impl Into<String>, started: Instant, result: Result<Finding, Error>) -> Report {
+    let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
+    Report { what: what.into(), result, milliseconds }
+}
+
+/// A provider's error; one of a wait that was interrupted is raised as PostgreSQL's own.
+fn raised(provider: &str, key: Option<&KeyName>, error: ProviderError) -> Error {
+    if error.kind == ProviderErrorKind::Interrupted {
+        pgrx::check_for_interrupts!();
+    }
+    Error::Provider { provider: provider.to_owned(), key: key.cloned(), error }
+}
+
+sql_function! {
+    /// `enc_rewrap_key(name text) RETURNS integer`: the number of versions that were wrapped again.
+    fn enc_rewrap_key(call) {
+        refuse_if_read_only(c"enc_rewrap_key()");
+        call.refuse_nulls()?;
+        let key = owned_key(call)?;
+        let mut wrapped = Vec::new();
+        for version in usable(&key).filter(|version| version.wrapped.is_some()) {
+            wrapped.push((version.number, wrap_again(&key, version)?));
+        }
+        let count = i32::try_from(wrapped.len()).unwrap_or(i32::MAX);
+        if count == 0 {
+            pgrx::notice!("key \"{}\" has no version that a provider has wrapped", key.name);
+            return Ok(pg_sys::Datum::from(0usize));
+        }
+        as_owner(|catalog| {
+            catalog.lock()?;
+            refuse_if_changed(&key)?;
+            for (number, wrapped) in wrapped {
+                catalog.rewrap(&key.name, number, wrapped)?;
+                catalog.log("rewrap", &key.name, Some(number), None)?;
+            }
+            Ok(())
+        })?;
+        Ok(pg_sys::Datum::from(count))
+    }
+}
+
+/// The version's key, wrapped under what its provider's settings name now. It is opened and compared
+/// before the catalog lets go of the old.
+fn wrap_again(key: &Key, version: &Version) -> Result<keyring::provider::WrappedKey, Error> {
+    let id = version_id(key, version);
+    let (again, opened) = keys::with_providers(|providers| {
+        providers.call(&version.provider, &key.name, |provider| {
+            let again = provider
+                .rewrap(&id, &version.reference, version.wrapped.as_deref())?
+                .ok_or_else(|| {
+                    ProviderError::new(
+                        ProviderErrorKind::AnswerInvalid,
+                        "the provider wraps no keys, and the catalog has a wrapped one",
+                    )
+                })?;
+            let opened = provider.open(&id, &again.reference, Some(&again.wrapped))?;
+            Ok((again, opened))
+        })
+    })?;
+    keys::verify_check_value(key, version, &opened)?;
+    Ok(again)
+}
