@@ -1,7 +1,5 @@
 //! What sessions do while a provider of keys is out of reach, and the providers that a file names.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
-
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -525,7 +525,7 @@ mod tests {
     fn the_environment_says_which_sources_there_are() {
         let files = Source::Profile { profile: None, file: None };
         assert_eq!(sources(&[]), [files.clone(), Source::InstanceMetadata]);
-        assert_eq!(sources(&[("AWS_EC2_METADATA_DISABLED", "true")]), [files.clone()]);
+        assert_eq!(sources(&[("AWS_EC2_METADATA_DISABLED", "true")]), std::slice::from_ref(&files));
         let half = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "")];
         assert_eq!(sources(&half), [files.clone(), Source::InstanceMetadata]);
         let all = [
