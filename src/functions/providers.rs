@@ -12,7 +12,7 @@ use pgrx::{IntoDatum, pg_sys};
 use super::lifecycle::{configured_provider, owned_key, refuse_if_changed};
 use super::rows::{Row, return_rows};
 use crate::catalog::write::{as_owner, refuse_if_read_only};
-use crate::catalog::{self, Key, State, Version};
+use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::keys;
@@ -90,7 +90,7 @@ impl Report {
 }
 
 /// Tries everything that a provider is needed for: its settings, what it checks of itself, and every
-/// version that came from it. Former failures are forgotten for that, and none of it is remembered.
+/// version that came from it, or else what it has of the first key that will. Former failures are forgotten for that, and none of it is remembered.
 fn check(name: &str) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
     let started = Instant::now();
@@ -127,8 +127,13 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
             reports.push(report("round trip", started, Err(failed)));
         }
     }
-    for key in all_keys()? {
-        for version in usable(&key).filter(|version| version.provider == name) {
+    let keys = all_keys()?;
+    let of_provider = |version: &&Version| version.provider == name;
+    if !keys.iter().flat_map(|key| usable(key)).any(|version| of_provider(&version)) {
+        reports.extend(try_database_key(name, provider.as_mut())?);
+    }
+    for key in keys {
+        for version in usable(&key).filter(of_provider) {
             let started = Instant::now();
             let what = format!("version {} of key \"{}\"", version.number, key.name);
             let result = verify(provider.as_mut(), &key, version);
@@ -143,6 +148,23 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
     }
     provider.close_connections();
     Ok(reports)
+}
+
+/// Reads the versions of the database key that there are to be adopted, before any version of any key
+/// came from the provider. Of one that wraps keys there are none.
+fn try_database_key(name: &str, provider: &mut dyn Provider) -> Result<Option<Report>, Error> {
+    let key = super::key_name(DATABASE_KEY)?;
+    let started = Instant::now();
+    let result = match provider.discover(&key, &[]) {
+        Ok(found) if found.is_empty() => return Ok(None),
+        Ok(found) => {
+            let numbers: Vec<_> = found.iter().map(|version| version.number.to_string()).collect();
+            let detail = format!("it can be read, in version {}", numbers.join(", "));
+            Ok(Finding::good("database key", detail))
+        }
+        Err(error) => Err(raised(name, Some(&key), error)),
+    };
+    Ok(Some(report(format!("key \"{key}\""), started, result)))
 }
 
 fn verify(provider: &mut dyn Provider, key: &Key, version: &Version) -> Result<Finding, Error> {
