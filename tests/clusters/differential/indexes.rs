@@ -56,9 +56,11 @@ impl Indexes {
         session.run("RESET ALL; SET search_path = encrypted, public");
         session.run("SELECT pg_stat_force_next_flush()");
         for name in self.existing.drain(..) {
-            // An index of partitions has its scans in theirs.
+            // An index of a partitioned table has its scans in those of the partitions.
             let scans: i64 = session.value(&format!(
-                "SELECT sum(pg_stat_get_numscans(relid))::bigint FROM pg_partition_tree('{name}')"
+                "SELECT coalesce(sum(pg_stat_get_numscans(index)), 0)::bigint
+                   FROM (SELECT '{name}'::regclass AS index
+                         UNION SELECT relid FROM pg_partition_tree('{name}')) AS indexes"
             ));
             *self.scans.entry(name).or_default() += scans;
             session.run(&format!("DROP INDEX {name}"));

@@ -156,7 +156,7 @@ const LISTS: &[Query] = &[
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::{T}[])"),
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::text[])"),
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::varchar[])"),
-    rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::name[])"),
+    rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::name[])").sent(TYPED),
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[t.b, {text}])").sent(NOT_NAME),
     rows("SELECT t.id FROM t WHERE {x} = ANY ({texts}) AND t.n < {int}"),
     rows("SELECT t.id FROM t WHERE {x} = ANY ({texts}) OR {x2} = {text}"),
