@@ -36,7 +36,8 @@ SELECT am.amname, c.opcname, c.opcdefault, amvalidate(c.oid)
 CREATE INDEX accounts_email_hash ON accounts USING hash (email);
 CREATE INDEX accounts_token_hash ON accounts USING hash (token);
 
--- By a literal, and by constants and parameters of any type that a driver sends.
+-- By a literal, and by constants and parameters of any type that a driver sends. (A name brings its
+-- own collation along, which isn't the index's, as with a plain column of text.)
 EXPLAIN (COSTS OFF) SELECT id FROM accounts WHERE email = 'user42@example.com';
 SELECT id FROM accounts WHERE email = 'user42@example.com';
 EXPLAIN (COSTS OFF) SELECT id FROM accounts WHERE 'user42@example.com' = email;
@@ -86,10 +87,17 @@ EXECUTE by_varchars('{user42@example.com,user7@example.com}');
 EXECUTE by_names('{user42@example.com,user7@example.com}');
 RESET plan_cache_mode;
 
+-- Rows.
+SELECT id FROM accounts WHERE (email, name) = ('user42@example.com', 'Name 2'::text);
+SELECT count(*) FROM accounts WHERE (email, id) IN (SELECT recipient, id * 7 FROM mailings);
+SELECT count(*) FROM accounts WHERE (name, email) > ('Name 8', 'user9'::text);
+
 -- bytea.
 EXPLAIN (COSTS OFF) SELECT id FROM accounts WHERE token = sha256('42'::bytea);
 SELECT id FROM accounts WHERE token = sha256('42'::bytea);
 SELECT id FROM accounts WHERE token = ANY (ARRAY[sha256('42'::bytea), sha256('7'::bytea)]) ORDER BY id;
+SELECT pg_typeof(token || '\x00'), length(token || '\x00'), length('\x00' || token), length(token || token),
+       length(token || '\x00'::bytea) FROM accounts WHERE id = 42;
 
 -- Joins, with the values of another key and with plain text, by the index or by hashing.
 SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_memoize = off;
@@ -104,7 +112,9 @@ SELECT count(*) FROM mailings m JOIN accounts a ON a.email = m.sender;
 SELECT count(*) FROM mailings m JOIN accounts a ON a.email = m.recipient;
 
 -- Semi- and anti-joins.
-EXPLAIN (COSTS OFF) SELECT count(*) FROM accounts WHERE email NOT IN (SELECT recipient FROM mailings);
+SELECT line LIKE '%hashed SubPlan%' AS is_hashed
+  FROM plan('SELECT id FROM accounts WHERE email NOT IN (SELECT recipient FROM mailings)') AS line
+ WHERE line LIKE '%SubPlan%' LIMIT 1;
 SELECT count(*) FROM accounts WHERE email IN (SELECT recipient FROM mailings);
 SELECT count(*) FROM accounts WHERE email NOT IN (SELECT recipient FROM mailings);
 SELECT count(*) FROM accounts a WHERE EXISTS (SELECT FROM mailings m WHERE m.sender = a.email);
@@ -112,11 +122,8 @@ SELECT count(*) FROM mailings m WHERE NOT EXISTS (SELECT FROM accounts a WHERE a
 
 -- Memoize keeps what it found by a keyed digest.
 SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;
-EXPLAIN (COSTS OFF)
-SELECT count(*) FROM (SELECT name FROM accounts OFFSET 0) s
-  LEFT JOIN LATERAL (SELECT count(*) AS n FROM accounts a WHERE a.email = s.name) l ON true;
-SELECT count(*), sum(l.n) FROM (SELECT name FROM accounts OFFSET 0) s
-  LEFT JOIN LATERAL (SELECT count(*) AS n FROM accounts a WHERE a.name = s.name AND a.id < 100) l ON true;
+EXPLAIN (COSTS OFF) SELECT count(*), count(a.id) FROM accounts s LEFT JOIN accounts a ON a.email = s.name;
+SELECT count(*), count(a.id) FROM accounts s LEFT JOIN accounts a ON a.email = s.name;
 RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_material;
 
 -- Grouping and sorting need no index.
@@ -172,7 +179,8 @@ RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_memoize;
 -- It doesn't keep large joins from being hashed.
 SELECT plan('SELECT count(*) FROM mailings m JOIN accounts a ON a.email = m.recipient');
 
--- It is unique.
+-- It is unique. (What is violated would be said with the digest, another one in each run.)
+\set VERBOSITY terse
 INSERT INTO accounts (id, email) VALUES (2000, 'user42@example.com');
 \echo :LAST_ERROR_SQLSTATE
 INSERT INTO accounts (id, email) VALUES (2000, NULL), (2001, NULL);
@@ -203,8 +211,8 @@ SELECT plan($$SELECT id FROM accounts WHERE email = 'user42@example.com'$$);
 DROP INDEX accounts_email_lower;
 SELECT form, enc_digest(a, form) = enc_digest(b, form) AS same
   FROM (VALUES ('none', 'é', e'e\u0301'), ('nfkc_casefold', 'é', e'E\u0301'), ('nfkc_casefold', 'Straße', 'STRASSE'),
-               ('nfkc_casefold', 'ﬃ', 'ffi'), ('lower', 'ÀB', 'àb'), ('digits', '+49 (30) 90-18', '00 4930 9018'),
-               ('digits', '030/9018', '030 9018')) AS v (form, a, b);
+               ('nfkc_casefold', 'ﬃ', 'ffi'), ('lower', 'Ab', 'aB'), ('digits', '+49 (30) 90-18', '49/309018'),
+               ('digits', '030/9018', '30 9018')) AS v (form, a, b);
 
 -- Partial and expression indexes.
 CREATE INDEX accounts_email_fr ON accounts USING hash (email) WHERE country = 'fr';
@@ -245,10 +253,9 @@ INSERT INTO visits VALUES ('eve@example.com');
 \echo :LAST_ERROR_SQLSTATE
 DELETE FROM members WHERE email = 'bob@example.com';
 DELETE FROM members WHERE email = 'ann@example.com' RETURNING email;
+\set VERBOSITY default
 -- A generated column can't hold plaintext.
 CREATE TABLE leaking (email encrypted_text('user_pii'), plain text GENERATED ALWAYS AS (lower(email)) STORED);
--- Encrypted under another key.
-CREATE TABLE copied (email encrypted_text('user_pii'), again encrypted_text('medical') GENERATED ALWAYS AS (email) STORED);
 
 -- From an encrypted column to a text column that is a key.
 CREATE TABLE countries (code text PRIMARY KEY);
@@ -299,7 +306,9 @@ INSERT INTO orders VALUES (2000, 'asia', 'user8');
 ANALYZE orders;
 SELECT plan($$SELECT id FROM orders WHERE customer = 'user8' AND region = 'eu'$$);
 SELECT id, region FROM orders WHERE customer = 'user8' ORDER BY id;
+\set VERBOSITY terse
 UPDATE orders SET region = 'asia' WHERE customer = 'user8' AND region = 'eu';
+\set VERBOSITY default
 DROP TABLE orders;
 
 ----------------------------------------------------------------------------------------------------
@@ -307,10 +316,10 @@ DROP TABLE orders;
 ----------------------------------------------------------------------------------------------------
 CREATE UNIQUE INDEX accounts_email_digest ON accounts (enc_digest(email));
 CREATE VIEW french AS SELECT id, email, name FROM accounts WHERE country = 'fr' AND name <> 'Name 0';
-SELECT plan($$SELECT id FROM french WHERE email = 'user42@example.com'$$);
-SELECT id, email FROM french WHERE email = 'user42@example.com';
-SELECT pg_get_viewdef('french');
-UPDATE french SET name = 'Renamed' WHERE email = 'user42@example.com';
+SELECT plan($$SELECT id FROM french WHERE email = 'user45@example.com'$$);
+SELECT id, email FROM french WHERE email = 'user45@example.com';
+SELECT pg_get_viewdef('french') LIKE '%name <> ''Name 0''::encrypted_text%' AS is_readable;
+UPDATE french SET name = 'Renamed' WHERE email = 'user45@example.com';
 CREATE MATERIALIZED VIEW names AS SELECT name, count(*) AS n FROM accounts GROUP BY name;
 CREATE UNIQUE INDEX ON names (enc_digest(name));
 SELECT plan($$SELECT n FROM names WHERE name = 'Renamed'$$);
@@ -323,7 +332,7 @@ REFRESH MATERIALIZED VIEW CONCURRENTLY names;
 CREATE MATERIALIZED VIEW names_by_digest AS
 SELECT enc_digest(name) AS name_id, name, count(*) AS n FROM accounts GROUP BY name;
 CREATE UNIQUE INDEX ON names_by_digest (name_id);
-UPDATE accounts SET name = 'Renamed' WHERE id IN (45, 46);
+UPDATE accounts SET name = 'Renamed' WHERE id IN (46, 47);
 REFRESH MATERIALIZED VIEW CONCURRENTLY names_by_digest;
 SELECT n FROM names_by_digest WHERE name = 'Renamed';
 DROP MATERIALIZED VIEW names, names_by_digest;
@@ -343,7 +352,7 @@ CREATE INDEX people_digest ON people (enc_digest(address));
 CREATE INDEX people_contact ON people USING hash (((contact).email));
 SET enable_seqscan = off;
 EXPLAIN (COSTS OFF) SELECT id FROM people WHERE (contact).email = 'ann@example.com';
-EXPLAIN (COSTS OFF) SELECT id FROM people WHERE address = 'ann@example.com';
+SELECT plan($$SELECT id FROM people WHERE address = 'ann@example.com'$$);
 RESET enable_seqscan;
 SELECT id FROM people WHERE (contact).email = 'ann@example.com';
 SELECT id FROM people WHERE address = 'ann@example.com';

@@ -157,14 +157,14 @@ const LISTS: &[Query] = &[
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::text[])"),
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::varchar[])"),
     rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[{text}, {text2}]::name[])").sent(TYPED),
-    rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[t.b, {text}])").sent(NOT_NAME),
+    rows("SELECT t.id FROM t WHERE {x} = ANY (ARRAY[t.b, {text}])").sent(TEXT),
     rows("SELECT t.id FROM t WHERE {x} = ANY ({texts}) AND t.n < {int}"),
     rows("SELECT t.id FROM t WHERE {x} = ANY ({texts}) OR {x2} = {text}"),
     rows(
         "SELECT u.id, v.id FROM u JOIN LATERAL unnest(ARRAY[u.a, u.c]) WITH ORDINALITY v(x, id)
           ON v.x = {text}",
     ),
-    rows("SELECT t.id FROM t JOIN unnest({texts}) AS s(v) ON {x} = s.v").sent(TYPED),
+    rows("SELECT t.id FROM t JOIN unnest({texts}::text[]) AS s(v) ON {x} = s.v"),
     rows("SELECT t.id FROM t JOIN (VALUES ({text}), ({text2}), ({text3})) AS s(v) ON {x} = s.v"),
     rows("SELECT t.id FROM t WHERE {x} IN (VALUES ({text}), ({text2}))"),
 ];
