@@ -859,6 +859,10 @@ SELECT pg_class.oid, NULL, NULL, NULL
 COMMENT ON VIEW encryption.digest_holder IS
     'where digests are stored: indexes, generated columns, materialized views';
 
+CREATE FUNCTION encryption.invalidate_plans(oid) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_invalidate_plans';
+REVOKE EXECUTE ON FUNCTION encryption.invalidate_plans(oid) FROM PUBLIC;
+
 CREATE FUNCTION enc_rotate_digest() RETURNS integer
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -939,6 +943,9 @@ BEGIN
     FOR held IN SELECT index_id FROM encryption.digest_holder WHERE index_id IS NOT NULL ORDER BY 1 LOOP
         EXECUTE format('REINDEX INDEX %s', held.index_id::regclass);
     END LOOP;
+
+    -- Plans that other sessions keep have digests of their constants in them.
+    PERFORM encryption.invalidate_plans(table_id) FROM (SELECT DISTINCT table_id FROM encryption.digest_holder) tables;
 
     INSERT INTO encryption.key_event (action, key_name, version, role_name, session_role_name)
     VALUES ('rotate digest', 'database', wanted, current_user, session_user);
