@@ -97,7 +97,8 @@ impl Comparison {
         // Upper case first, which tells it from the others.
         plain.run(
             "CREATE COLLATION icu (provider = icu, locale = 'en-u-kf-upper');
-             CREATE COLLATION libc (provider = libc, locale = 'C.UTF-8')",
+             CREATE COLLATION libc (provider = libc, locale = 'C.UTF-8');
+             CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
         );
         data::make(&mut plain, &pool, &mut rng);
         Self {

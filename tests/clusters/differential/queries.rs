@@ -95,6 +95,7 @@ pub const TOPICS: &[(&str, &[Query])] = &[
     ("grouping", GROUPING),
     ("windows", WINDOWS),
     ("text functions", TEXT_FUNCTIONS),
+    ("collations", COLLATIONS),
     ("expressions", EXPRESSIONS),
     ("set operations", SET_OPERATIONS),
     ("subqueries", SUBQUERIES),
@@ -434,6 +435,26 @@ const TEXT_FUNCTIONS: &[Query] = &[
     rows(
         "SELECT t.id FROM t WHERE to_tsvector('simple', {x}) @@ to_tsquery('simple', 'alice | bob')",
     ),
+];
+
+/// By a nondeterministic collation, which takes upper and lower case for the same. Which of the equal
+/// values a group shows isn't determined.
+const COLLATIONS: &[Query] = &[
+    rows("SELECT t.id FROM t WHERE {x} COLLATE caseless {eq} {text}").sent(NOT_NAME),
+    rows("SELECT t.id FROM t WHERE {text} COLLATE caseless = {x}").sent(TEXT),
+    rows("SELECT t.id FROM t WHERE {x} COLLATE caseless IN ({text}, {text2})").sent(NOT_NAME),
+    rows("SELECT t.id FROM t WHERE {x} COLLATE caseless = ANY ({texts})").sent(TEXT),
+    rows("SELECT t.id FROM t WHERE {x} COLLATE caseless {op} {text}").sent(NOT_NAME),
+    rows("SELECT t.id, u.id FROM t JOIN u ON {x} COLLATE caseless = {y}"),
+    rows("SELECT t.id, u.id FROM t JOIN u ON {x} COLLATE caseless = u.p"),
+    rows("SELECT t.id FROM t WHERE {x} COLLATE caseless IN (SELECT {y} FROM u)"),
+    rows("SELECT t.id FROM t WHERE NOT EXISTS (SELECT FROM u WHERE u.p COLLATE caseless = {x})"),
+    rows("SELECT count(*), min(t.id) FROM t GROUP BY {x} COLLATE caseless"),
+    rows("SELECT count(*) FROM (SELECT DISTINCT {x} COLLATE caseless FROM t) s"),
+    rows("SELECT count(DISTINCT {x} COLLATE caseless) FROM t"),
+    rows("SELECT t.id, rank() OVER (ORDER BY {x} COLLATE caseless) FROM t"),
+    list("SELECT t.id FROM t ORDER BY {x} COLLATE caseless {dir}, t.id"),
+    rows("SELECT t.id FROM t WHERE t.a COLLATE caseless {eq} t.b"),
 ];
 
 const EXPRESSIONS: &[Query] = &[
