@@ -85,9 +85,9 @@ test-regress: ## The regression SQL on each of MAJORS.
 	scripts/test build regress
 
 .PHONY: test-clusters
-test-clusters: ## The tests on real clusters of PostgreSQL 15 and real key servers.
+test-clusters: ## The tests on real clusters, of PostgreSQL 15 (one of 18, too), and real key servers.
 	scripts/prepare test
-	MAJORS=15 scripts/test build clusters
+	MAJORS="15 18" scripts/test build clusters
 
 .PHONY: fmt
 fmt: ## Formats the Rust code.

@@ -529,6 +529,18 @@ CREATE OPERATOR CLASS encrypted_bytea_btree_ops DEFAULT FOR TYPE encrypted_bytea
     FUNCTION 2 encrypted_bytea_sortsupport(internal),
     FUNCTION 5 encrypted_bytea_btree_options(internal);
 
+-- Comparisons of rows, (email, id) = ($1, $2), look for the meaning of their operators in btree
+-- families alone, also those for equality. So equality with the base types is in families that no
+-- operator class and no index has, because order among different types isn't to be had.
+CREATE OPERATOR FAMILY encryption.row_equality USING btree;
+ALTER OPERATOR FAMILY encryption.row_equality USING btree ADD
+    OPERATOR 3 = (encrypted_text, text),
+    OPERATOR 3 = (text, encrypted_text),
+    OPERATOR 3 = (encrypted_text, name),
+    OPERATOR 3 = (name, encrypted_text),
+    OPERATOR 3 = (encrypted_bytea, bytea),
+    OPERATOR 3 = (bytea, encrypted_bytea);
+
 -- For hash indexes, which hold hashes of keyed digests, and for hash joins and hash tables. Values of
 -- the base types have the hashes that encrypted values with the same plaintexts have.
 CREATE FUNCTION encrypted_text_hash(encrypted_text) RETURNS integer
@@ -739,6 +751,28 @@ CREATE OPERATOR encryption.<> (
     LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.unequal,
     COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
     RESTRICT = neqsel, JOIN = neqjoinsel);
+
+----------------------------------------------------------------------------------------------------
+-- Concatenation. For encrypted_text the implicit cast to text is enough. For encrypted_bytea and a
+-- literal PostgreSQL would prefer its operator that turns anything into text.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.concatenate(encrypted_bytea, encrypted_bytea) RETURNS bytea
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN encrypted_bytea_to_bytea($1) || encrypted_bytea_to_bytea($2);
+CREATE FUNCTION encryption.concatenate(encrypted_bytea, bytea) RETURNS bytea
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN encrypted_bytea_to_bytea($1) || $2;
+CREATE FUNCTION encryption.concatenate(bytea, encrypted_bytea) RETURNS bytea
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN $1 || encrypted_bytea_to_bytea($2);
+
+CREATE OPERATOR || (
+    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.concatenate);
+CREATE OPERATOR || (
+    LEFTARG = encrypted_bytea, RIGHTARG = bytea, FUNCTION = encryption.concatenate);
+CREATE OPERATOR || (
+    LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.concatenate);
 
 ----------------------------------------------------------------------------------------------------
 -- Digests: equal plaintexts have equal ones, whichever keys their values are under. They can be in

@@ -449,7 +449,10 @@ fn tables_of(document: &str) -> Vec<Table> {
             }
             continue;
         };
-        let cells: Vec<_> = cells.split('|').map(|cell| cell.trim().replace('`', "")).collect();
+        // A cell writes the character that parts the cells with a backslash.
+        let cells = cells.replace("\\|", "\0");
+        let cells = cells.split('|').map(|cell| cell.trim().replace('`', "").replace('\0', "|"));
+        let cells: Vec<_> = cells.collect();
         match tables.last_mut() {
             Some(_) if cells.iter().all(|cell| cell == "---") => (),
             Some(table) if inside => {

@@ -26,7 +26,7 @@ use postgres::error::DbError;
 use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, SimpleQueryMessage};
 
-/// The major version of PostgreSQL that these tests run on.
+/// The major version of PostgreSQL that these tests run on, unless they ask for others.
 pub const MAJOR: u16 = 15;
 
 /// The database in which [`start`] makes the extension.
@@ -44,8 +44,14 @@ pub const RAW_CASTS: &str = "
 /// PostgreSQL can't be had.
 #[must_use]
 pub fn builder(test: &str) -> Option<Builder> {
-    match Cluster::missing(MAJOR) {
-        None => Some(Cluster::builder(MAJOR).setting("encryption_ext.provider", "file")),
+    builder_on(MAJOR, test)
+}
+
+/// As [`builder`], with another major version of PostgreSQL.
+#[must_use]
+pub fn builder_on(major: u16, test: &str) -> Option<Builder> {
+    match Cluster::missing(major) {
+        None => Some(Cluster::builder(major).setting("encryption_ext.provider", "file")),
         Some(why) => {
             harness::skip(test, &why);
             None
@@ -57,6 +63,28 @@ pub fn builder(test: &str) -> Option<Builder> {
 #[must_use]
 pub fn start(test: &str) -> Option<Cluster> {
     let cluster = builder(test)?.start();
+    create_extension(&cluster, DATABASE);
+    Some(cluster)
+}
+
+/// As [`start`], with another major version of PostgreSQL. `None`, which is then recorded, also
+/// where the extension isn't installed in it, or not as it is now: `make install-for-tests` installs
+/// for one version only.
+#[must_use]
+pub fn start_on(major: u16, test: &str) -> Option<Cluster> {
+    let cluster = builder_on(major, test)?.start();
+    let installed = connect(&cluster).texts(
+        "SELECT pg_read_file(setting || '/extension/encryption_ext--0.1.0.sql', 0, 10000000, true)
+           FROM pg_config() WHERE name = 'SHAREDIR'",
+    );
+    let current = include_str!("../../sql/encryption_ext--0.1.0.sql");
+    if installed != [Some(current.to_owned())] {
+        harness::skip(
+            test,
+            &format!("this extension isn't installed in PostgreSQL {major}: make install"),
+        );
+        return None;
+    }
     create_extension(&cluster, DATABASE);
     Some(cluster)
 }
