@@ -606,8 +606,10 @@ GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_stat_cache, enc_
 -- What must not be declared is refused when it is.
 ----------------------------------------------------------------------------------------------------
 
+-- It looks up a few rows of the catalogs, by their indexes; the planner would expect more.
 CREATE FUNCTION encryption.check_ddl() RETURNS event_trigger
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_check_ddl';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    AS 'MODULE_PATHNAME', 'encryption_check_ddl';
 -- With the caller's search path, since it looks for the table of a CREATE INDEX as the command will.
 CREATE FUNCTION encryption.prepare_ddl() RETURNS event_trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_prepare_ddl';

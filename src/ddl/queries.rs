@@ -1,5 +1,6 @@
 //! Questions to the catalogs that are asked in SQL, with `pg_catalog` as search path if nothing else is
-//! said.
+//! said. (The function that they are asked in has the planner reach rows by indexes: it doesn't know that
+//! the arrays have an element or two.)
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -58,10 +59,9 @@ WITH RECURSIVE container (type_id) AS (
 ), concerned (relation_id) AS (
     SELECT relation_id FROM pg_catalog.unnest($2) relation_id
   UNION
-    SELECT relation.oid
+    SELECT type.typrelid
       FROM container
-      JOIN pg_catalog.pg_class relation ON relation.oid = (
-               SELECT typrelid FROM pg_catalog.pg_type WHERE oid = container.type_id)
+      JOIN pg_catalog.pg_type type ON type.oid = container.type_id AND type.typrelid <> 0
   UNION
     SELECT inherits.inhrelid
       FROM concerned
@@ -116,10 +116,10 @@ SELECT 'generated column', attribute.attrelid, attribute.attrelid, '{}',
        pg_catalog.convert_to(attribute.attname::text, pg_catalog.getdatabaseencoding()),
        pg_catalog.convert_to(generated.adbin::text, pg_catalog.getdatabaseencoding()),
        NULL
-  FROM pg_catalog.pg_attribute attribute
-  JOIN pg_catalog.pg_attrdef generated
-    ON generated.adrelid = attribute.attrelid AND generated.adnum = attribute.attnum
- WHERE attribute.attrelid = ANY ($1) AND attribute.attgenerated = 's'
+  FROM pg_catalog.pg_attrdef generated
+  JOIN pg_catalog.pg_attribute attribute
+    ON attribute.attrelid = generated.adrelid AND attribute.attnum = generated.adnum
+ WHERE generated.adrelid = ANY ($1) AND attribute.attgenerated = 's'
  ORDER BY 1, 2";
 
 /// Whether one of the operators $1 or of the functions $2 says how two values are ordered: an
