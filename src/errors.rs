@@ -345,7 +345,7 @@ impl Error {
             Self::IndexRefused { index, access_method, type_name } => Description::new(
                 "KE034",
                 format!(
-                    "index \"{index}\" with access method \"{access_method}\" would hold \
+                    "{index} with access method \"{access_method}\" would hold \
                      encrypted values of type {type_name}"
                 ),
             )

@@ -59,36 +59,58 @@ unsafe fn check_concurrent_index(command: *mut pg_sys::IndexStmt) -> Result<(), 
         return Ok(());
     }
 
-    // SAFETY: the command is analyzed as it will be, in a copy; its texts are NUL-terminated.
-    let (method, mut key, mut expressions, condition) = unsafe {
-        let analyzed = analyze_index(table, pg_sys::copyObjectImpl(command.cast()).cast());
-        let method = CStr::from_ptr((*analyzed).accessMethod).to_string_lossy().into_owned();
-        let columns = columns(table);
-        let mut key = Vec::new();
-        let mut expressions = Vec::new();
-        for element in elements::<pg_sys::IndexElem>((*analyzed).indexParams) {
-            if (*element).name.is_null() {
-                let expression = Expression::from_node((*element).expr);
-                key.extend(expression.types());
-                expressions.push(expression);
-            } else {
-                let name = CStr::from_ptr((*element).name).to_string_lossy();
-                let column = columns.iter().find(|column| column.name == name);
-                key.extend(column.map(|column| column.type_oid));
-            }
-        }
-        (method, key, expressions, Expression::from_node((*analyzed).whereClause))
+    // SAFETY: the table is locked; a copy is what may be written to.
+    let planned = unsafe {
+        planned_index(table, analyze_index(table, pg_sys::copyObjectImpl(command.cast()).cast()))
     };
-    // SAFETY: null, or a NUL-terminated name.
-    let index = match unsafe { (*command).idxname.as_ref() } {
-        // SAFETY: as above.
-        Some(name) => unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(),
-        None => format!("on {}", relation_name(table)),
-    };
-    expressions.push(condition);
+    let PlannedIndex { description, access_method, mut key, expressions } = planned;
     // An ordered index on an encrypted type itself is refused by its operator class, in time.
     key.retain(|&type_oid| !contents.is_encrypted(type_oid));
-    stored::check_index(&index, &method, key, expressions, &mut contents)
+    stored::check_index(&description, &access_method, key, expressions, &mut contents)
+}
+
+/// The index that a command is to make.
+struct PlannedIndex {
+    /// What to call it in a message.
+    description: String,
+    access_method: String,
+    /// The types of what is in its key.
+    key: Vec<pg_sys::Oid>,
+    /// Its expressions, and its condition.
+    expressions: Vec<Expression>,
+}
+
+/// # Safety
+///
+/// `command` has been analyzed, for this table.
+unsafe fn planned_index(table: pg_sys::Oid, command: *mut pg_sys::IndexStmt) -> PlannedIndex {
+    // SAFETY: by the caller's promise; names are NUL-terminated.
+    let text = |name: *const c_char| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let mut planned = PlannedIndex {
+            description: match (*command).idxname {
+                name if name.is_null() => format!("index on \"{}\"", relation_name(table)),
+                name => format!("index \"{}\"", text(name)),
+            },
+            access_method: text((*command).accessMethod),
+            key: Vec::new(),
+            expressions: vec![Expression::from_node((*command).whereClause)],
+        };
+        let columns = columns(table);
+        for element in elements::<pg_sys::IndexElem>((*command).indexParams) {
+            if (*element).name.is_null() {
+                let expression = Expression::from_node((*element).expr);
+                planned.key.extend(expression.types());
+                planned.expressions.push(expression);
+            } else {
+                let name = text((*element).name);
+                let column = columns.iter().find(|column| column.name == name);
+                planned.key.extend(column.map(|column| column.type_oid));
+            }
+        }
+        planned
+    }
 }
 
 /// `transformIndexStmt` of `src/backend/parser/parse_utilcmd.c`, as `DefineIndex`'s caller calls it.
@@ -116,7 +138,7 @@ unsafe fn analyze_index(
     }
 }
 
-/// Before the extension is dropped by its name or with its schema.
+/// Before the extension is dropped by its name, or with its schema or an extension that it requires.
 unsafe fn prepare_drop(command: &pg_sys::DropStmt) -> Result<(), Error> {
     let own = Extension::find()?;
     // SAFETY: DROP EXTENSION and DROP SCHEMA have lists of names.
@@ -124,7 +146,7 @@ unsafe fn prepare_drop(command: &pg_sys::DropStmt) -> Result<(), Error> {
     let drops = match command.removeType {
         // SAFETY: as above.
         pg_sys::ObjectType::OBJECT_EXTENSION => {
-            names.any(|name| Extension::is_named(unsafe { text_of(name) }))
+            names.any(|name| Extension::goes_with(unsafe { text_of(name) }))
         }
         pg_sys::ObjectType::OBJECT_SCHEMA => names.any(|name| {
             // SAFETY: as above; InvalidOid if there is no such schema.

@@ -44,9 +44,10 @@ impl Extension {
         }
     }
 
-    /// Whether the extension has this name.
-    pub(super) fn is_named(name: &std::ffi::CStr) -> bool {
-        name == EXTENSION
+    /// Whether dropping the extension of this name drops this one: itself, and what it requires
+    /// (`encryption_ext.control`).
+    pub(super) fn goes_with(name: &std::ffi::CStr) -> bool {
+        name == EXTENSION || name == c"plpgsql"
     }
 }
 

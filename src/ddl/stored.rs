@@ -23,7 +23,7 @@ pub(super) fn check(stored: &Stored, contents: &mut Contents) -> Result<(), Erro
     let table = || relation_name(stored.relation);
     match &stored.what {
         What::Index { index, access_method } => {
-            let index = relation_name(*index);
+            let index = format!("index \"{}\"", relation_name(*index));
             let expression_types = expressions.map(Expression::types).unwrap_or_default();
             let key = stored.types.iter().copied().chain(expression_types);
             let expressions = expressions.into_iter().chain(condition);
@@ -43,7 +43,7 @@ pub(super) fn check(stored: &Stored, contents: &mut Contents) -> Result<(), Erro
     }
 }
 
-/// An index with these types in its key (not in INCLUDE, which no index compares or inner page has)
+/// An index, called this in messages, with these types in its key (not in INCLUDE, which no index compares or inner page has)
 /// and these expressions.
 ///
 /// # Errors
@@ -65,7 +65,7 @@ pub(super) fn check_index(
             type_name: type_or_array_name(type_oid),
         })?;
     }
-    refuse_order(|| format!("index \"{index}\""), expressions, contents)
+    refuse_order(|| index.to_owned(), expressions, contents)
 }
 
 fn refuse_order(

@@ -22,7 +22,7 @@ ALTER TABLE stored ADD EXCLUDE (mails WITH =);
 CREATE TABLE stored_bad (mails encrypted_text('user_pii')[] PRIMARY KEY);
 CREATE TABLE stored_bad (mails encrypted_bytea('medical')[], UNIQUE (mails));
 CREATE INDEX CONCURRENTLY stored_bad ON stored (mails);
-CREATE INDEX CONCURRENTLY stored_bad ON stored USING gin ((mails || mails));
+CREATE INDEX CONCURRENTLY ON stored USING gin ((mails || mails));
 -- INCLUDE columns are ciphertext in leaf pages, and compared by nothing.
 CREATE INDEX stored_include ON stored (id) INCLUDE (email, mails);
 CREATE INDEX CONCURRENTLY stored_include_2 ON stored (id) INCLUDE (email, mails);
@@ -175,6 +175,16 @@ SELECT typname, typanalyze FROM pg_type
 DROP TABLE holder;
 DROP DOMAIN people;
 DROP TYPE person;
+
+-- A user without rights on anything has types of their own.
+SET ROLE regress_nobody;
+CREATE TEMP TABLE theirs (v encrypted_text('user_pii')[]);
+CREATE INDEX theirs_bad ON theirs (v);
+SELECT typanalyze FROM pg_type WHERE oid = 'theirs'::regtype;
+ALTER TABLE theirs DROP COLUMN v;
+SELECT typanalyze FROM pg_type WHERE oid = 'theirs'::regtype;
+DROP TABLE theirs;
+RESET ROLE;
 
 -- While a dump is restored each is a warning.
 SET check_function_bodies = off;
