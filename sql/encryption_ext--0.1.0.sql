@@ -1129,13 +1129,28 @@ GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_stat_cache, enc_
 -- What must not be declared is refused when it is.
 ----------------------------------------------------------------------------------------------------
 
+-- It looks up a few rows of the catalogs, by their indexes; the planner would expect more.
 CREATE FUNCTION encryption.check_ddl() RETURNS event_trigger
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_check_ddl';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    AS 'MODULE_PATHNAME', 'encryption_check_ddl';
+-- With the caller's search path, since it looks for the table of a CREATE INDEX as the command will.
+CREATE FUNCTION encryption.prepare_ddl() RETURNS event_trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_prepare_ddl';
 
+-- Every command that may make or change a table, a type, an index or a statistics object. ALTER
+-- EXTENSION is what pg_upgrade runs last: see src/ddl/analyze.rs, and for DROP too.
 CREATE EVENT TRIGGER encryption_ext_check_ddl ON ddl_command_end
     WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE',
                  'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA',
-                 'CREATE MATERIALIZED VIEW', 'ALTER MATERIALIZED VIEW',
-                 'CREATE TYPE', 'ALTER TYPE', 'CREATE DOMAIN', 'ALTER DOMAIN')
+                 'CREATE MATERIALIZED VIEW', 'ALTER MATERIALIZED VIEW', 'CREATE VIEW',
+                 'CREATE TYPE', 'ALTER TYPE', 'CREATE DOMAIN', 'ALTER DOMAIN', 'CREATE SCHEMA',
+                 'CREATE INDEX', 'CREATE STATISTICS', 'ALTER STATISTICS',
+                 'DROP TYPE', 'DROP DOMAIN', 'ALTER EXTENSION')
     EXECUTE FUNCTION encryption.check_ddl();
 ALTER EVENT TRIGGER encryption_ext_check_ddl ENABLE ALWAYS;
+
+-- What can't wait for the command's end: CREATE INDEX CONCURRENTLY, and the end of the extension.
+CREATE EVENT TRIGGER encryption_ext_prepare_ddl ON ddl_command_start
+    WHEN TAG IN ('CREATE INDEX', 'DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+    EXECUTE FUNCTION encryption.prepare_ddl();
+ALTER EVENT TRIGGER encryption_ext_prepare_ddl ENABLE ALWAYS;

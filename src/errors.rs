@@ -52,6 +52,10 @@ pub(crate) enum Error {
     NormalFormUnavailable { name: &'static str },
     DigestDomainTooLong,
     ArmorRefused,
+    IndexRefused { index: String, access_method: String, type_name: String },
+    StatisticsRefused { statistics: String, table: String },
+    PartitionKeyRefused { table: String },
+    OrderStored { object: String },
 
     // Values.
     ValueTruncated,
@@ -167,7 +171,11 @@ impl Error {
             | Self::NormalFormUnknown { .. }
             | Self::NormalFormUnavailable { .. }
             | Self::DigestDomainTooLong
-            | Self::ArmorRefused => self.describe_type(),
+            | Self::ArmorRefused
+            | Self::IndexRefused { .. }
+            | Self::StatisticsRefused { .. }
+            | Self::PartitionKeyRefused { .. }
+            | Self::OrderStored { .. } => self.describe_type(),
             Self::ValueTruncated
             | Self::ValueFormatUnsupported { .. }
             | Self::ValueKindUnsupported { .. }
@@ -384,6 +392,39 @@ impl Error {
                     .detail("The value is well-formed armor (\"enc:1:...\"), as shown to roles that may not decrypt.")
                     .hint("Write the plaintext, or leave the column out of the statement.")
             }
+            Self::IndexRefused { index, access_method, type_name } => Description::new(
+                "KE034",
+                format!(
+                    "{index} with access method \"{access_method}\" would hold \
+                     encrypted values of type {type_name}"
+                ),
+            )
+            .detail("It would have them as keys, which reveals their order or that they are equal.")
+            .hint(
+                "Make a hash index, with USING hash, or move what is to be searched for to a column \
+                 of its own.",
+            ),
+            Self::StatisticsRefused { statistics, table } => Description::new(
+                "KE035",
+                format!(
+                    "statistics object \"{statistics}\" would hold values of encrypted columns of \
+                     \"{table}\""
+                ),
+            )
+            .detail("ANALYZE would store their most common values.")
+            .hint("Leave out the encrypted columns, and expressions of them."),
+            Self::PartitionKeyRefused { table } => Description::new(
+                "KE036",
+                format!("table \"{table}\" cannot be partitioned by an encrypted column"),
+            )
+            .detail("Which partition a row is in would reveal something of the value.")
+            .hint("Partition it by another column, such as its primary key or a date."),
+            Self::OrderStored { object } => Description::new(
+                "KE037",
+                format!("{object} would hold how encrypted values are ordered"),
+            )
+            .detail("What it stores tells which of two values is the lesser.")
+            .hint("Compare encrypted values with = and <> only in what is stored, and order them in queries."),
             _ => unreachable_description(),
         }
     }
