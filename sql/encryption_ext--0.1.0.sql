@@ -71,24 +71,53 @@ CREATE TABLE encryption.key_grant (
 );
 COMMENT ON TABLE encryption.key_grant IS 'who may do what with a key, apart from its owner';
 
--- Names instead of references: an entry outlives what it tells of.
+-- The chains of the lifecycle log: this database's own, and those of databases whose dumps were
+-- restored here. entries counts those that were made. Up to sealed they carry digests, and digest is
+-- that of the head, under version key_version of the database key.
+CREATE TABLE encryption.event_chain (
+    chain         uuid        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    restored_at   timestamptz,
+    entries       bigint      NOT NULL DEFAULT 0,
+    sealed        bigint      NOT NULL DEFAULT 0,
+    key_version   integer,
+    digest        bytea       CHECK (octet_length(digest) = 32)
+);
+COMMENT ON TABLE encryption.event_chain IS 'heads of the lifecycle log';
+
+CREATE UNIQUE INDEX event_chain_one_own ON encryption.event_chain ((true)) WHERE restored_at IS NULL;
+
+-- Names instead of references: an entry outlives what it tells of. Its digest is over all columns
+-- before it and the digest of the entry before it; an entry that was made while the database key
+-- could not be had gets it with the next one.
 CREATE TABLE encryption.key_event (
-    event_id          uuid        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
+    chain             uuid        NOT NULL,
+    sequence          bigint      NOT NULL CHECK (sequence > 0),
     occurred_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     action            text        NOT NULL,
-    key_name          text        NOT NULL,
-    version           integer,
+    key_name          text,
+    old_version       integer,
+    new_version       integer,
+    row_count         bigint,
+    reason            text,
     detail            text,
     role_name         name        NOT NULL,
-    session_role_name name        NOT NULL
+    session_role_name name        NOT NULL,
+    client_address    text,
+    application_name  text        NOT NULL,
+    sealed_at         timestamptz,
+    key_version       integer,
+    digest            bytea,
+    PRIMARY KEY (chain, sequence)
 );
-COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when and by whom';
+COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when, by whom and from where';
 
 -- A dump of the database carries the catalog.
 SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
 SELECT pg_extension_config_dump('encryption.key_version', '');
 SELECT pg_extension_config_dump('encryption.key_grant', '');
+SELECT pg_extension_config_dump('encryption.event_chain', '');
 SELECT pg_extension_config_dump('encryption.key_event', '');
 
 REVOKE ALL ON SCHEMA encryption FROM PUBLIC;
@@ -186,13 +215,66 @@ BEGIN
     RETURN new;
 END $$;
 
-CREATE FUNCTION encryption.restore_key_event() RETURNS trigger
+-- The log of a dump stays a chain of its own. This database goes on with its own.
+CREATE FUNCTION encryption.restore_event_chain() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present encryption.event_chain;
 BEGIN
-    IF EXISTS (SELECT FROM encryption.key_event present WHERE present.event_id = new.event_id) THEN
+    SELECT * INTO present FROM encryption.event_chain WHERE event_chain.chain = new.chain;
+    IF FOUND THEN
+        -- A later dump of the same database continues what an earlier one brought.
+        IF present.restored_at IS NOT NULL AND present.entries < new.entries THEN
+            UPDATE encryption.event_chain
+               SET entries = new.entries, sealed = new.sealed,
+                   key_version = new.key_version, digest = new.digest
+             WHERE event_chain.chain = new.chain;
+        END IF;
         RETURN NULL;
     END IF;
+    -- One that has no entries yet is begun by the library.
+    IF new.entries > 0 THEN
+        new.restored_at := coalesce(new.restored_at, clock_timestamp());
+    END IF;
     RETURN new;
+END $$;
+
+CREATE FUNCTION encryption.restore_key_event() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present encryption.key_event;
+    as_sealed_here encryption.key_event := new;
+    is_own boolean := EXISTS (SELECT FROM encryption.event_chain
+                               WHERE event_chain.chain = new.chain AND event_chain.restored_at IS NULL);
+BEGIN
+    SELECT * INTO present FROM encryption.key_event
+     WHERE key_event.chain = new.chain AND key_event.sequence = new.sequence;
+    IF NOT FOUND THEN
+        -- What this database adds to its own chain has no digest yet.
+        IF new.digest IS NULL OR NOT is_own THEN
+            RETURN new;
+        END IF;
+    ELSE
+        as_sealed_here.sealed_at := present.sealed_at;
+        as_sealed_here.key_version := present.key_version;
+        as_sealed_here.digest := present.digest;
+        IF present IS NOT DISTINCT FROM new
+           OR new.digest IS NULL AND present IS NOT DISTINCT FROM as_sealed_here
+        THEN
+            RETURN NULL;
+        END IF;
+        -- A later dump of the same database has the digest that an earlier one lacked.
+        IF present.digest IS NULL AND present IS NOT DISTINCT FROM as_sealed_here AND NOT is_own THEN
+            UPDATE encryption.key_event
+               SET sealed_at = new.sealed_at, key_version = new.key_version, digest = new.digest
+             WHERE key_event.chain = new.chain AND key_event.sequence = new.sequence;
+            RETURN NULL;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'KE053',
+        MESSAGE = format('entry %s of the lifecycle log is not the one that this database has', new.sequence),
+        DETAIL = 'Dump and database have gone different ways since the chain began, or one was altered.',
+        HINT = 'Restore the log into a database of its own, and see enc_verify_log() in both.';
 END $$;
 
 CREATE TRIGGER restore BEFORE INSERT ON encryption.keyspace
@@ -203,6 +285,8 @@ CREATE TRIGGER restore BEFORE INSERT ON encryption.key_version
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_version();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_grant
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_grant();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.event_chain
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_event_chain();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_event
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_event();
 
@@ -210,6 +294,7 @@ ALTER TABLE encryption.keyspace    ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key         ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_version ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_grant   ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.event_chain ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_event   ENABLE ALWAYS TRIGGER restore;
 
 ----------------------------------------------------------------------------------------------------
@@ -436,47 +521,106 @@ CREATE OPERATOR CLASS encrypted_bytea_btree_ops DEFAULT FOR TYPE encrypted_bytea
 -- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
 ----------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false) RETURNS integer
+CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_create_key(text, boolean) IS
+COMMENT ON FUNCTION enc_create_key(text, boolean, text) IS
     'makes a key, or adopts the versions of it that the provider has; returns the active version';
 -- There is no owner yet to check for: creating keys is for superusers and roles that were given it.
-REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean, text) FROM PUBLIC;
 
-CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true) RETURNS integer
+CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_rotate_key(text, boolean) IS
+COMMENT ON FUNCTION enc_rotate_key(text, boolean, text) IS
     'makes or adopts a new version of a key and returns it; what is written from now on uses it, unless activate is false';
 
-CREATE FUNCTION enc_activate_key_version(name text, version integer) RETURNS void
+CREATE FUNCTION enc_activate_key_version(name text, version integer, reason text DEFAULT NULL) RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_activate_key_version(text, integer) IS
+COMMENT ON FUNCTION enc_activate_key_version(text, integer, text) IS
     'makes a pending or deprecated version the one that encrypts';
 
-CREATE FUNCTION enc_disable_key_version(name text, version integer, force boolean DEFAULT false) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean) IS
-    'forbids a version to encrypt and to decrypt, until it is enabled';
-
-CREATE FUNCTION enc_enable_key_version(name text, version integer) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_enable_key_version(text, integer) IS
-    'lets a disabled version decrypt again';
-
-CREATE FUNCTION enc_rewrap_key(name text) RETURNS integer
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_rewrap_key(text) IS
-    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
-
-CREATE FUNCTION enc_grant(name text, grantee name, privileges text) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_grant(text, name, text) IS
-    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
-
-CREATE FUNCTION enc_revoke(name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt')
+CREATE FUNCTION enc_disable_key_version(
+        name text, version integer, force boolean DEFAULT false, reason text DEFAULT NULL)
     RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_revoke(text, name, text) IS 'takes privileges on a key from a role (or public)';
+COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean, text) IS
+    'forbids a version to encrypt and to decrypt, until it is enabled';
+
+CREATE FUNCTION enc_enable_key_version(name text, version integer, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_enable_key_version(text, integer, text) IS
+    'lets a disabled version decrypt again';
+
+CREATE FUNCTION enc_rewrap_key(name text, reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_rewrap_key(text, text) IS
+    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
+
+CREATE FUNCTION enc_grant(name text, grantee name, privileges text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_grant(text, name, text, text) IS
+    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
+
+CREATE FUNCTION enc_revoke(
+        name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt', reason text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_revoke(text, name, text, text) IS 'takes privileges on a key from a role (or public)';
+
+----------------------------------------------------------------------------------------------------
+-- The lifecycle log
+----------------------------------------------------------------------------------------------------
+
+-- What is digested of a time, and of a text.
+CREATE FUNCTION encryption.microseconds(timestamptz) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT AS $$
+    SELECT CASE WHEN pg_catalog.isfinite($1)
+                THEN (EXTRACT(epoch FROM $1) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8 END
+$$;
+CREATE FUNCTION encryption.in_utf8(text) RETURNS bytea
+    LANGUAGE sql STABLE STRICT AS $$
+    SELECT pg_catalog.convert_to($1, CASE pg_catalog.getdatabaseencoding()
+               WHEN 'SQL_ASCII' THEN 'SQL_ASCII' WHEN 'MULE_INTERNAL' THEN 'MULE_INTERNAL' ELSE 'UTF8' END)
+$$;
+
+-- For procedures of the extension that are not in the library.
+CREATE FUNCTION encryption.log_event(
+        action text, key_name text DEFAULT NULL, old_version integer DEFAULT NULL,
+        new_version integer DEFAULT NULL, row_count bigint DEFAULT NULL, reason text DEFAULT NULL,
+        detail text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_log_event';
+REVOKE EXECUTE ON FUNCTION encryption.log_event FROM PUBLIC;
+
+CREATE FUNCTION enc_verify_log(
+        OUT chain uuid, OUT restored boolean, OUT entries bigint, OUT unsealed bigint, OUT ok boolean,
+        OUT first_wrong bigint, OUT problem text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_verify_log() IS
+    'recomputes the digests of the lifecycle log, a row for each chain, and names the first entry that does not fit';
+REVOKE EXECUTE ON FUNCTION enc_verify_log() FROM PUBLIC;
+
+CREATE FUNCTION enc_export_log(since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity')
+    RETURNS SETOF text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+    SELECT json_build_object(
+               'chain', e.chain, 'sequence', e.sequence,
+               'occurred_at', to_char(e.occurred_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'action', e.action, 'key', e.key_name,
+               'old_version', e.old_version, 'new_version', e.new_version, 'rows', e.row_count,
+               'reason', e.reason, 'detail', e.detail,
+               'role', e.role_name, 'session_role', e.session_role_name,
+               'client_address', e.client_address, 'application_name', e.application_name,
+               'sealed_at', to_char(e.sealed_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'key_version', e.key_version, 'digest', encode(e.digest, 'hex'))::text
+      FROM encryption.key_event e
+      JOIN encryption.event_chain c ON c.chain = e.chain
+     WHERE e.occurred_at >= since AND e.occurred_at < until
+     ORDER BY c.restored_at NULLS LAST, c.chain, e.sequence
+$$;
+COMMENT ON FUNCTION enc_export_log(timestamptz, timestamptz) IS
+    'the lifecycle log, or its entries of a time, as lines of JSON';
+REVOKE EXECUTE ON FUNCTION enc_export_log(timestamptz, timestamptz) FROM PUBLIC;
 
 ----------------------------------------------------------------------------------------------------
 -- Values

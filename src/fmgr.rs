@@ -146,7 +146,16 @@ impl Call {
     ///
     /// If an argument is null.
     pub(crate) fn refuse_nulls(&self) -> Result<(), Error> {
-        match (0..self.argument_count()).find(|&n| self.nullable(n).is_none()) {
+        self.refuse_nulls_in_first(self.argument_count())
+    }
+
+    /// The same for the first `count` arguments: those that follow may be null.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is null.
+    pub(crate) fn refuse_nulls_in_first(&self, count: usize) -> Result<(), Error> {
+        match (0..count).find(|&n| self.nullable(n).is_none()) {
             Some(n) => Err(Error::ArgumentNull { number: n + 1 }),
             None => Ok(()),
         }
@@ -188,6 +197,15 @@ impl Call {
     /// If it has characters that UTF-8 hasn't.
     pub(crate) fn text(&self, n: usize) -> Result<String, Error> {
         crate::types::encoding::utf8_string(self.varlena(n).bytes())
+    }
+
+    /// Argument `n`, a `text`, or `None` if it is null.
+    ///
+    /// # Errors
+    ///
+    /// If it has characters that UTF-8 hasn't.
+    pub(crate) fn optional_text(&self, n: usize) -> Result<Option<String>, Error> {
+        self.nullable(n).map(|_| self.text(n)).transpose()
     }
 
     /// The collation that applies to the call.

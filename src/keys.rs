@@ -24,7 +24,7 @@ use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
 use crate::access::{self, Held};
-use crate::catalog::{self, Key, Privilege, Version, invalidation};
+use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::providers::{Providers, version_id};
 use crate::{pg, session, settings};
@@ -206,6 +206,36 @@ pub(crate) fn verify(key: &Key, version: &Version) -> Result<(), Error> {
     with_providers(|providers| {
         let data_key = providers.open(key, version)?;
         verify_check_value(key, version, &data_key)
+    })
+}
+
+/// Calls `body` with the key of the lifecycle log under a version of the database key: the active
+/// one, if none is named. It needs no privilege: whose entry it is was decided before.
+///
+/// # Errors
+///
+/// If there is no such version, or it can't be had.
+pub(crate) fn with_log_key<T>(
+    version: Option<KeyVersion>,
+    body: impl FnOnce(KeyVersion, &DataKey) -> T,
+) -> Result<T, Error> {
+    let name = KeyName::parse(DATABASE_KEY).expect("the database key's name is a key name");
+    with_backend(|backend| {
+        backend.begin_statement();
+        let key =
+            backend.find(name.id())?.ok_or_else(|| Error::KeyUnknown { key: name.to_string() })?;
+        let version = match version {
+            Some(version) => version,
+            None => {
+                key.active_version()
+                    .ok_or_else(|| Error::KeyWithoutActiveVersion { key: name.clone() })?
+                    .number
+            }
+        };
+        let cached = backend.opened(&key, version)?;
+        let log_key = cached.value.material.log.as_ref();
+        let log_key = log_key.ok_or(Error::Internal { what: "a database key without subkeys" })?;
+        Ok(body(version, log_key))
     })
 }
 

@@ -37,6 +37,7 @@ extern "C-unwind" fn _PG_init() {
         fmgr::run_callback(|| {
             settings::define();
             catalog::invalidation::register();
+            catalog::log::register();
             session::register();
             Ok(())
         });

@@ -5,7 +5,9 @@
 //! SQL. A change reaches every session through `invalidation`.
 
 pub(crate) mod invalidation;
+pub(crate) mod log;
 mod scan;
+mod sql;
 pub(crate) mod write;
 
 use envelope::{KeyId, KeyName, KeyVersion};

@@ -3,6 +3,7 @@
 
 mod grants;
 mod lifecycle;
+mod log;
 mod providers;
 mod rows;
 mod statistics;

@@ -11,6 +11,7 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::lifecycle::{configured_provider, owned_key, refuse_if_changed};
 use super::rows::{Row, return_rows};
+use crate::catalog::log::Event;
 use crate::catalog::write::{as_owner, refuse_if_read_only};
 use crate::catalog::{self, Key, State, Version};
 use crate::errors::Error;
@@ -168,10 +169,11 @@ fn raised(provider: &str, key: Option<&KeyName>, error: ProviderError) -> Error 
 }
 
 sql_function! {
-    /// `enc_rewrap_key(name text) RETURNS integer`: the number of versions that were wrapped again.
+    /// `enc_rewrap_key(name text, reason text) RETURNS integer`: the number of versions that were wrapped again.
     fn enc_rewrap_key(call) {
         refuse_if_read_only(c"enc_rewrap_key()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(1)?;
+        let reason = call.optional_text(1)?;
         let key = owned_key(call)?;
         let mut wrapped = Vec::new();
         for version in usable(&key).filter(|version| version.wrapped.is_some()) {
@@ -187,7 +189,8 @@ sql_function! {
             refuse_if_changed(&key)?;
             for (number, wrapped) in wrapped {
                 catalog.rewrap(&key.name, number, wrapped)?;
-                catalog.log("rewrap", &key.name, Some(number), None)?;
+                let event = Event::new("rewrap").key(&key.name).versions(Some(number), Some(number));
+                catalog.log(&event.reason(reason.as_deref()))?;
             }
             Ok(())
         })?;
