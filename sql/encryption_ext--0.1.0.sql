@@ -71,6 +71,41 @@ CREATE TABLE encryption.key_grant (
 );
 COMMENT ON TABLE encryption.key_grant IS 'who may do what with a key, apart from its owner';
 
+-- Backups that may be restored, and the versions that were needed to read them when they were
+-- recorded. What is archived after one of them (with_wal) may need any version that was made later.
+CREATE TABLE encryption.backup (
+    label          text        NOT NULL PRIMARY KEY CHECK (label <> ''),
+    recorded_at    timestamptz NOT NULL DEFAULT now(),
+    recorded_by    name        NOT NULL,
+    retained_until timestamptz NOT NULL,
+    with_wal       boolean     NOT NULL
+);
+COMMENT ON TABLE encryption.backup IS 'backups that may be restored';
+
+CREATE TABLE encryption.backup_version (
+    label   text    NOT NULL REFERENCES encryption.backup ON DELETE CASCADE,
+    key_id  integer NOT NULL,
+    version integer NOT NULL,
+    PRIMARY KEY (label, key_id, version),
+    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+);
+COMMENT ON TABLE encryption.backup_version IS 'versions of keys that backups need';
+
+-- The backup that needs a version for the longest time, null if none does any more.
+CREATE FUNCTION encryption.retained_by_backup(key_id integer, version integer) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    SELECT b.label
+      FROM encryption.backup b
+     WHERE b.retained_until > clock_timestamp()
+       AND (EXISTS (SELECT FROM encryption.backup_version needed
+                     WHERE needed.label = b.label AND needed.key_id = $1 AND needed.version = $2)
+            OR b.with_wal AND $2 > coalesce((SELECT max(needed.version)
+                                               FROM encryption.backup_version needed
+                                              WHERE needed.label = b.label AND needed.key_id = $1), 0))
+     ORDER BY b.retained_until DESC, b.label
+     LIMIT 1
+$$;
+
 -- The chains of the lifecycle log: this database's own, and those of databases whose dumps were
 -- restored here. entries counts those that were made. Up to sealed they carry digests, and digest is
 -- that of the head, under version key_version of the database key.
@@ -117,6 +152,8 @@ SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
 SELECT pg_extension_config_dump('encryption.key_version', '');
 SELECT pg_extension_config_dump('encryption.key_grant', '');
+SELECT pg_extension_config_dump('encryption.backup', '');
+SELECT pg_extension_config_dump('encryption.backup_version', '');
 SELECT pg_extension_config_dump('encryption.event_chain', '');
 SELECT pg_extension_config_dump('encryption.key_event', '');
 
@@ -215,6 +252,32 @@ BEGIN
     RETURN new;
 END $$;
 
+CREATE FUNCTION encryption.restore_backup() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE encryption.backup b
+       SET retained_until = greatest(b.retained_until, new.retained_until),
+           with_wal = b.with_wal OR new.with_wal
+     WHERE b.label = new.label;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN new;
+END $$;
+
+CREATE FUNCTION encryption.restore_backup_version() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM encryption.backup_version present
+         WHERE present.label = new.label AND present.key_id = new.key_id
+           AND present.version = new.version)
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN new;
+END $$;
+
 -- The log of a dump stays a chain of its own. This database goes on with its own.
 CREATE FUNCTION encryption.restore_event_chain() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -285,17 +348,23 @@ CREATE TRIGGER restore BEFORE INSERT ON encryption.key_version
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_version();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_grant
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_grant();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.backup
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.backup_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup_version();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.event_chain
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_event_chain();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_event
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_event();
 
-ALTER TABLE encryption.keyspace    ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key         ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_version ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_grant   ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.event_chain ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_event   ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.keyspace       ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key            ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_version    ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_grant      ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.backup         ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.backup_version ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.event_chain    ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_event      ENABLE ALWAYS TRIGGER restore;
 
 ----------------------------------------------------------------------------------------------------
 -- Types
@@ -566,6 +635,33 @@ CREATE FUNCTION enc_revoke(
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_revoke(text, name, text, text) IS 'takes privileges on a key from a role (or public)';
 
+CREATE FUNCTION enc_check_key(
+        INOUT name text DEFAULT NULL,
+        OUT version integer,
+        OUT state text,
+        OUT provider text,
+        OUT ok boolean,
+        OUT detail text,
+        OUT hint text,
+        OUT milliseconds double precision)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_check_key(text) IS
+    'whether this server can open each version of a key (of every key, if none is named), pending and disabled ones too';
+
+CREATE FUNCTION enc_record_backup(
+        label text, retained_until timestamptz, with_wal boolean DEFAULT true, reason text DEFAULT NULL)
+    RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_record_backup(text, timestamptz, boolean, text) IS
+    'notes that a backup needs the versions that exist now, and how long; returns their number';
+REVOKE EXECUTE ON FUNCTION enc_record_backup(text, timestamptz, boolean, text) FROM PUBLIC;
+
+CREATE FUNCTION enc_forget_backup(label text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_forget_backup(text, text) IS 'notes that a backup will not be restored any more';
+REVOKE EXECUTE ON FUNCTION enc_forget_backup(text, text) FROM PUBLIC;
+
 ----------------------------------------------------------------------------------------------------
 -- The lifecycle log
 ----------------------------------------------------------------------------------------------------
@@ -700,6 +796,29 @@ SELECT key.name,
   JOIN encryption.key ON key.key_id = g.key_id;
 COMMENT ON VIEW enc_key_grants IS 'who may do what with a key, apart from its owner and superusers';
 
+-- A statement that writes nothing: a standby answers it.
+CREATE VIEW enc_key_checks AS
+SELECT pg_is_in_recovery() AS in_recovery, name, version, state, provider, ok, detail, hint, milliseconds
+  FROM enc_check_key();
+COMMENT ON VIEW enc_key_checks IS
+    'whether this server can open each version of the keys that the reader may check';
+
+CREATE VIEW enc_backups AS
+SELECT b.label,
+       b.recorded_at,
+       b.recorded_by,
+       b.retained_until,
+       b.retained_until > now() AS is_retained,
+       b.with_wal,
+       key.name AS key_name,
+       array_agg(needed.version ORDER BY needed.version) AS versions
+  FROM encryption.backup b
+  LEFT JOIN encryption.backup_version needed ON needed.label = b.label
+  LEFT JOIN encryption.key ON key.key_id = needed.key_id
+ GROUP BY b.label, key.name
+ ORDER BY b.recorded_at, b.label, key.name;
+COMMENT ON VIEW enc_backups IS 'backups that were recorded, and the versions of each key that they need';
+
 CREATE FUNCTION encryption.cache_statistics(
     OUT entries bigint, OUT capacity bigint, OUT hits bigint, OUT misses bigint,
     OUT expirations bigint, OUT evictions bigint, OUT locked_bytes bigint, OUT unlocked_bytes bigint)
@@ -744,7 +863,9 @@ CREATE FUNCTION enc_flush_cache() RETURNS void
 COMMENT ON FUNCTION enc_flush_cache() IS
     'makes this session forget every key; the next use asks the provider again';
 
-GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_key_checks,
+    enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+GRANT SELECT ON enc_backups TO pg_monitor;
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

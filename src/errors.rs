@@ -34,6 +34,8 @@ pub(crate) enum Error {
     KeyVersionsExhausted { key: KeyName },
     KeyChangedMeanwhile { key: KeyName },
     KeyUnavailableHere { key: String },
+    KeyVersionRetained { key: KeyName, version: KeyVersion, backup: String },
+    BackupUnknown { label: String },
 
     // Who may.
     PermissionDenied { key: KeyName, privilege: &'static str },
@@ -148,6 +150,7 @@ impl Error {
             | Self::KeyVersionsExhausted { .. }
             | Self::KeyChangedMeanwhile { .. }
             | Self::KeyUnavailableHere { .. } => self.describe_key(),
+            Self::KeyVersionRetained { .. } | Self::BackupUnknown { .. } => self.describe_backup(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
             | Self::PrivilegeUnknown { .. }
@@ -279,6 +282,25 @@ impl Error {
                  nothing may wait for a provider.",
             )
             .hint("Use the key once in this session before, for example by reading a value."),
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_backup(&self) -> Description {
+        match self {
+            Self::KeyVersionRetained { key, version, backup } => Description::new(
+                "KE050",
+                format!("version {version} of key \"{key}\" is needed by backup {backup:?}"),
+            )
+            .detail("Without it what the backup has under the version cannot be decrypted.")
+            .hint(
+                "See the view enc_backups. Wait until the backup's time is over, or, if it will not \
+                 be restored any more, call enc_forget_backup(label).",
+            ),
+            Self::BackupUnknown { label } => {
+                Description::new("KE051", format!("backup {label:?} was not recorded"))
+                    .hint("See the view enc_backups for those that were.")
+            }
             _ => unreachable_description(),
         }
     }

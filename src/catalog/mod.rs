@@ -4,6 +4,7 @@
 //! They are read here, by system-table scans, and written by the functions in `functions/`, by
 //! SQL. A change reaches every session through `invalidation`.
 
+pub(crate) mod backups;
 pub(crate) mod invalidation;
 pub(crate) mod log;
 mod scan;

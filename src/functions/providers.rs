@@ -55,13 +55,13 @@ fn providers_in_use() -> Result<BTreeSet<String>, Error> {
     Ok(names)
 }
 
-fn all_keys() -> Result<Vec<Rc<Key>>, Error> {
+pub(super) fn all_keys() -> Result<Vec<Rc<Key>>, Error> {
     let ids = catalog::read_key_ids()?;
     let keys = ids.into_iter().map(keys::find).collect::<Result<Vec<_>, _>>()?;
     Ok(keys.into_iter().flatten().collect())
 }
 
-fn usable(key: &Key) -> impl Iterator<Item = &Version> {
+pub(super) fn usable(key: &Key) -> impl Iterator<Item = &Version> {
     key.versions.iter().filter(|version| version.state != State::Destroyed)
 }
 
@@ -132,7 +132,10 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
         for version in usable(&key).filter(|version| version.provider == name) {
             let started = Instant::now();
             let what = format!("version {} of key \"{}\"", version.number, key.name);
-            let result = verify(provider.as_mut(), &key, version);
+            let result = verify(provider.as_mut(), &key, version).map(|()| {
+                let detail = format!("it is the right key ({})", version.state.name());
+                Finding::good("version", detail)
+            });
             let is_outage = result.as_ref().is_err_and(Error::is_outage);
             reports.push(report(what, started, result));
             if is_outage {
@@ -146,13 +149,17 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
     Ok(reports)
 }
 
-fn verify(provider: &mut dyn Provider, key: &Key, version: &Version) -> Result<Finding, Error> {
+/// Has a provider open a version, and sees that it is the right key.
+pub(super) fn verify(
+    provider: &mut dyn Provider,
+    key: &Key,
+    version: &Version,
+) -> Result<(), Error> {
     let wrapped = version.wrapped.as_deref();
     let data_key = provider
         .open(&version_id(key, version), &version.reference, wrapped)
         .map_err(|error| raised(&version.provider, Some(&key.name), error))?;
-    keys::verify_check_value(key, version, &data_key)?;
-    Ok(Finding::good("version", format!("it is the right key ({})", version.state.name())))
+    keys::verify_check_value(key, version, &data_key)
 }
 
 fn report(what: impl Into<String>, started: Instant, result: Result<Finding, Error>) -> Report {

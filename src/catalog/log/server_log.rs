@@ -9,6 +9,7 @@ use keyring::log::Digest;
 use pgrx::{Uuid, pg_sys};
 
 use super::Event;
+use crate::fmgr::server_log;
 
 thread_local! {
     /// What this transaction will have done when it commits, with the subtransactions that did it.
@@ -70,7 +71,7 @@ unsafe extern "C-unwind" fn transaction_event(
         _ => return,
     };
     for (_, line) in LINES.take() {
-        pgrx::log!("{line}{ending}");
+        server_log(&format!("{line}{ending}"));
     }
 }
 
