@@ -13,15 +13,28 @@
 
 CREATE SCHEMA encryption;
 
--- The random id of this database, part of every version's encryption context.
-CREATE TABLE encryption.keyspace (
-    singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
-    id          uuid        NOT NULL DEFAULT gen_random_uuid(),
-    created_at  timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE encryption.keyspace IS 'the random id of this database';
+-- The server that this database is on, as far as it tells whether data were restored: its cluster,
+-- its timeline, and the base backup that it was started from. No row on a standby.
+CREATE FUNCTION encryption.this_server(
+        OUT system_identifier bigint, OUT timeline integer, OUT base_backup text)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_this_server';
 
-INSERT INTO encryption.keyspace DEFAULT VALUES;
+-- The random id of this database, part of every version's encryption context; and the server on which
+-- its keys were last known to be those that the providers have: null since a dump was restored.
+CREATE TABLE encryption.keyspace (
+    singleton         boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
+    id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    created_at        timestamptz NOT NULL DEFAULT now(),
+    system_identifier bigint,
+    timeline          integer,
+    base_backup       text,
+    reconciled_at     timestamptz
+);
+COMMENT ON TABLE encryption.keyspace IS 'the random id of this database, and the server that it was last seen on';
+
+INSERT INTO encryption.keyspace (system_identifier, timeline, base_backup)
+SELECT system_identifier, timeline, base_backup FROM encryption.this_server();
 
 -- A key's id is the first four bytes of SHA-256(name) with the top bit cleared. It is what a
 -- column's type modifier and a value's header have.
@@ -183,12 +196,15 @@ CREATE FUNCTION encryption.restore_keyspace() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM encryption.keyspace) THEN
+        new.system_identifier := NULL;
         RETURN new;
     END IF;
     -- The id that CREATE EXTENSION drew gives way while no version was made in it (restored ones
     -- carry the id that they were made in). Otherwise this database goes on with its own.
     IF NOT EXISTS (SELECT FROM encryption.key_version v JOIN encryption.keyspace k ON k.id = v.keyspace) THEN
-        UPDATE encryption.keyspace SET id = new.id, created_at = new.created_at;
+        UPDATE encryption.keyspace
+           SET id = new.id, created_at = new.created_at, system_identifier = NULL, timeline = NULL,
+               base_backup = NULL, reconciled_at = NULL;
     END IF;
     RETURN NULL;
 END $$;
@@ -648,6 +664,128 @@ CREATE FUNCTION enc_check_key(
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_check_key(text) IS
     'whether this server can open each version of a key (of every key, if none is named), pending and disabled ones too';
+
+CREATE FUNCTION enc_reconcile(
+        INOUT name text DEFAULT NULL,
+        adopt boolean DEFAULT false,
+        reason text DEFAULT NULL,
+        OUT version integer,
+        OUT finding text,
+        OUT detail text,
+        OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_reconcile(text, boolean, text) IS
+    'after a restore: compares a key (every key, if none is named) with its provider, and adopts what is newer there if told so';
+-- It sends requests with the server's login.
+REVOKE EXECUTE ON FUNCTION enc_reconcile(text, boolean, text) FROM PUBLIC;
+
+-- The catalog's rows of keys. There is no usable secret among them.
+CREATE FUNCTION enc_export_keys() RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT jsonb_build_object(
+        'format', 1,
+        'exported_at', now(),
+        'keyspace', (SELECT jsonb_build_object('id', id, 'created_at', created_at)
+                       FROM encryption.keyspace),
+        'keys', coalesce((
+            SELECT jsonb_agg(jsonb_build_object(
+                'name', key.name,
+                'owner', pg_get_userbyid(key.owner),
+                'created_at', key.created_at,
+                'versions', (
+                    SELECT jsonb_agg(jsonb_build_object(
+                        'version', v.version, 'state', v.state,
+                        'provider', v.provider, 'reference', v.reference,
+                        'wrapped', encode(v.wrapped, 'hex'), 'check_value', encode(v.check_value, 'hex'),
+                        'keyspace', v.keyspace,
+                        'created_at', v.created_at, 'created_by', pg_get_userbyid(v.created_by),
+                        'activated_at', v.activated_at, 'deprecated_at', v.deprecated_at)
+                        ORDER BY v.version)
+                      FROM encryption.key_version v WHERE v.key_id = key.key_id),
+                'grants', coalesce((
+                    SELECT jsonb_agg(jsonb_build_object(
+                        'grantee', CASE WHEN g.grantee::oid <> 0 THEN pg_get_userbyid(g.grantee) END,
+                        'privilege', g.privilege,
+                        'granted_by', pg_get_userbyid(g.granted_by), 'granted_at', g.granted_at)
+                        ORDER BY g.grantee::oid, g.privilege)
+                      FROM encryption.key_grant g WHERE g.key_id = key.key_id), '[]'))
+                ORDER BY key.name)
+              FROM encryption.key), '[]'))
+$$;
+COMMENT ON FUNCTION enc_export_keys() IS 'the keys, versions and grants of this database as one document, without secrets';
+REVOKE EXECUTE ON FUNCTION enc_export_keys() FROM PUBLIC;
+
+-- With the caller's rights on the catalog, and through the triggers that restored dumps meet.
+CREATE FUNCTION enc_import_keys(document jsonb, reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    exported record;
+    id integer;
+    added integer;
+    total integer := 0;
+BEGIN
+    IF document IS NULL OR document->>'format' IS DISTINCT FROM '1'
+       OR jsonb_typeof(document->'keys') IS DISTINCT FROM 'array'
+       OR document #>> '{keyspace,id}' IS NULL
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE052',
+            MESSAGE = 'document is not an export of keys',
+            HINT = 'Give what enc_export_keys() returned, unchanged.';
+    END IF;
+    LOCK TABLE encryption.key IN SHARE ROW EXCLUSIVE MODE;
+    FOR exported IN
+        SELECT * FROM jsonb_to_recordset(document->'keys')
+            AS k (name text, owner text, created_at timestamptz, versions jsonb, grants jsonb)
+    LOOP
+        id := ('x' || encode(substr(sha256(convert_to(exported.name, 'UTF8')), 1, 4), 'hex'))::bit(32)::integer
+              & 2147483647;
+        IF to_regrole(quote_ident(exported.owner)) IS NULL THEN
+            RAISE NOTICE 'role "%" does not exist: key "%" belongs to you', exported.owner, exported.name;
+        END IF;
+        INSERT INTO encryption.key (key_id, name, owner, created_at)
+        VALUES (id, exported.name,
+                coalesce(to_regrole(quote_ident(exported.owner)), to_regrole(quote_ident(current_user))),
+                exported.created_at);
+
+        INSERT INTO encryption.key_version
+            (key_id, version, state, provider, reference, wrapped, check_value, keyspace,
+             created_at, created_by, activated_at, deprecated_at)
+        SELECT id, v.version, v.state, v.provider, v.reference, decode(v.wrapped, 'hex'),
+               decode(v.check_value, 'hex'), v.keyspace, v.created_at,
+               coalesce(to_regrole(quote_ident(v.created_by)), to_regrole(quote_ident(current_user))),
+               v.activated_at, v.deprecated_at
+          FROM jsonb_to_recordset(exported.versions) AS v (
+               version integer, state text, provider text, reference text, wrapped text,
+               check_value text, keyspace uuid, created_at timestamptz, created_by text,
+               activated_at timestamptz, deprecated_at timestamptz)
+         ORDER BY v.version;
+        GET DIAGNOSTICS added = ROW_COUNT;
+        total := total + added;
+
+        INSERT INTO encryption.key_grant (key_id, grantee, privilege, granted_by, granted_at)
+        SELECT id, coalesce(to_regrole(quote_ident(g.grantee))::oid, 0), g.privilege,
+               coalesce(to_regrole(quote_ident(g.granted_by)), to_regrole(quote_ident(current_user))),
+               g.granted_at
+          FROM jsonb_to_recordset(exported.grants)
+               AS g (grantee text, privilege text, granted_by text, granted_at timestamptz)
+         WHERE g.grantee IS NULL OR to_regrole(quote_ident(g.grantee)) IS NOT NULL;
+        PERFORM FROM jsonb_to_recordset(exported.grants) AS g (grantee text)
+          WHERE g.grantee IS NOT NULL AND to_regrole(quote_ident(g.grantee)) IS NULL;
+        IF FOUND THEN
+            RAISE WARNING 'grants on key "%" to roles that do not exist here were left out', exported.name;
+        END IF;
+    END LOOP;
+    -- Last, as in a dump: it gives way or stays by what versions there are.
+    INSERT INTO encryption.keyspace (id, created_at)
+    VALUES ((document #>> '{keyspace,id}')::uuid, (document #>> '{keyspace,created_at}')::timestamptz);
+    PERFORM encryption.log_event('import-keys', row_count => total, reason => reason,
+        detail => format('keyspace %s', document #>> '{keyspace,id}'));
+    RETURN total;
+END $$;
+COMMENT ON FUNCTION enc_import_keys(jsonb, text) IS
+    'brings in what enc_export_keys() returned in another database, as restoring a dump does; returns the number of versions that were added';
+REVOKE EXECUTE ON FUNCTION enc_import_keys(jsonb, text) FROM PUBLIC;
 
 CREATE FUNCTION enc_record_backup(
         label text, retained_until timestamptz, with_wal boolean DEFAULT true, reason text DEFAULT NULL)

@@ -27,7 +27,7 @@ use crate::access::{self, Held};
 use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::providers::{Providers, version_id};
-use crate::{pg, session, settings};
+use crate::{pg, restored, session, settings};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -46,6 +46,8 @@ struct Backend {
     nonces: NonceSource,
     providers: Providers,
     refresher: Refresher,
+    /// Whether it was seen that the catalog is not that of a restored backup, or the user told.
+    knows_if_restored: bool,
     /// When the log was last told that a key is used past its time to live.
     told_of_use_past_time: OncePerMinute,
     /// When it was last told that a key could not be fetched ahead of its expiry.
@@ -254,6 +256,19 @@ pub(crate) fn with_providers<T>(
     })
 }
 
+/// Spares this session the warning that the catalog may be that of a restored backup: it is about to
+/// find out.
+///
+/// # Errors
+///
+/// None; as all that use this backend's state.
+pub(crate) fn omit_restored_warning() -> Result<(), Error> {
+    with_backend(|backend| {
+        backend.knows_if_restored = true;
+        Ok(())
+    })
+}
+
 /// Calls `body` with this backend's cache of keys.
 pub(crate) fn with_cache<T>(
     body: impl FnOnce(&mut KeyCache<Opened>) -> Result<T, Error>,
@@ -291,6 +306,7 @@ impl Backend {
             nonces: NonceSource::new(),
             providers: Providers::default(),
             refresher: Refresher::new(),
+            knows_if_restored: false,
             told_of_use_past_time: OncePerMinute::default(),
             told_of_refresh: OncePerMinute::default(),
         }
@@ -468,6 +484,7 @@ impl Backend {
 
     /// Asks the version's provider for its bytes, verifies them and keeps them.
     fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<Opened>>, Error> {
+        self.warn_if_restored();
         let data_key = self.providers.open(key, version)?;
         verify_check_value(key, version, &data_key)?;
         let material = match key.is_database_key() {
@@ -484,6 +501,21 @@ impl Backend {
         let half = settings::cache_ttl() / 2;
         self.plan_refresh(key, version, &cached, cached.fetched_at + half);
         Ok(cached)
+    }
+
+    /// Once a session, before its first key: says so if the catalog may be older than the keys.
+    fn warn_if_restored(&mut self) {
+        if self.knows_if_restored || !session::is_client() {
+            return;
+        }
+        self.knows_if_restored = true;
+        match restored::why() {
+            Ok(None) => (),
+            Ok(Some(why)) => pgrx::warning!(
+                "the catalog of keys may be older than the keys: {why}; SELECT * FROM enc_reconcile() compares them"
+            ),
+            Err(error) => pgrx::warning!("{}", error.message()),
+        }
     }
 
     /// Has a version fetched again at a time when nobody waits for it.

@@ -14,6 +14,7 @@ mod keys;
 mod operators;
 mod pg;
 mod providers;
+mod restored;
 mod session;
 mod settings;
 mod types;

@@ -61,6 +61,14 @@ pub(crate) enum State {
     Destroyed,
 }
 
+/// A server, as far as it tells whether data were restored (`restored.rs`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) system_identifier: i64,
+    pub(crate) timeline: i32,
+    pub(crate) base_backup: Option<String>,
+}
+
 /// A role's privilege on a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
@@ -212,6 +220,9 @@ const GRANT_GRANTEE: usize = 2;
 const GRANT_PRIVILEGE: usize = 3;
 
 const KEYSPACE_ID: usize = 2;
+const KEYSPACE_SYSTEM_IDENTIFIER: usize = 4;
+const KEYSPACE_TIMELINE: usize = 5;
+const KEYSPACE_BASE_BACKUP: usize = 6;
 
 fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
     let mut versions = Vec::new();
@@ -269,6 +280,30 @@ pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
         Ok(())
     })?;
     keyspace.ok_or_else(|| damaged("table encryption.keyspace is empty"))
+}
+
+/// Reads the server on which the keys were last compared with their providers, or made; `None` since a
+/// dump was restored.
+///
+/// # Errors
+///
+/// If the catalog is missing or damaged.
+pub(crate) fn read_server() -> Result<Option<Server>, Error> {
+    let mut server = None;
+    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+        let Some(system_identifier) = row.optional_int8(KEYSPACE_SYSTEM_IDENTIFIER)? else {
+            return Ok(());
+        };
+        server = Some(Server {
+            system_identifier,
+            timeline: row.int4(KEYSPACE_TIMELINE)?,
+            base_backup: row
+                .bytes(KEYSPACE_BASE_BACKUP)?
+                .map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
+        });
+        Ok(())
+    })?;
+    Ok(server)
 }
 
 /// Whether any version that isn't destroyed comes from the provider with this name.

@@ -138,6 +138,18 @@ impl Writer<'_, '_> {
         }
     }
 
+    /// Notes that the keys are those that their providers have, on this server.
+    pub(crate) fn set_reconciled(&mut self) -> Result<(), Error> {
+        self.run(
+            "UPDATE encryption.keyspace k
+                SET system_identifier = here.system_identifier, timeline = here.timeline,
+                    base_backup = here.base_backup, reconciled_at = pg_catalog.now()
+               FROM encryption.this_server() here",
+            &[],
+        )?;
+        Ok(())
+    }
+
     fn update_version(
         &mut self,
         sql: &str,

@@ -49,23 +49,27 @@ sql_function! {
 /// Providers of this check's own: what this session remembers of failures is left aside, and one that
 /// is out of reach is asked once.
 #[derive(Default)]
-struct Opener(HashMap<String, Result<Box<dyn Provider>, Failure>>);
+pub(super) struct Opener(HashMap<String, Result<Box<dyn Provider>, Failure>>);
 
 /// What is said of the other versions of a provider that failed.
 #[derive(Clone)]
-struct Failure {
-    message: String,
-    hint: Option<String>,
+pub(super) struct Failure {
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+    /// Whether the provider returned another key than the version's.
+    pub(super) is_wrong_key: bool,
 }
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        Self { message: error.message(), hint: error.hint() }
+        let is_wrong_key = matches!(error, Error::KeyCheckValueWrong { .. });
+        Self { message: error.message(), hint: error.hint(), is_wrong_key }
     }
 }
 
 impl Opener {
-    fn open(&mut self, key: &Key, version: &Version) -> Result<(), Failure> {
+    /// Whether a version can be had, and is the right key.
+    pub(super) fn open(&mut self, key: &Key, version: &Version) -> Result<(), Failure> {
         let name = &version.provider;
         let provider = self.0.entry(name.clone()).or_insert_with(|| {
             keys::with_providers(|providers| providers.separate(name, Box::new(interrupt_pending)))
@@ -84,7 +88,7 @@ impl Opener {
         Err(failure)
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.0.values_mut().flatten().for_each(|provider| provider.close_connections());
     }
 }

@@ -169,7 +169,7 @@ fn rotate(key: &Key, activate: bool, reason: Option<&str>) -> Result<KeyVersion,
 
 /// The versions of a key that a direct provider has and the catalog doesn't: all, if the key is
 /// new; otherwise those beyond the ones that are known.
-fn discover(
+pub(super) fn discover(
     provider: &str,
     name: &KeyName,
     keyspace: Keyspace,

@@ -7,7 +7,8 @@ mod grants;
 mod lifecycle;
 mod log;
 mod providers;
-mod rows;
+mod reconcile;
+pub(crate) mod rows;
 mod statistics;
 mod values;
 
