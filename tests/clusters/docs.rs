@@ -46,6 +46,22 @@ fn examples_of_the_providers_with_vault() {
     run_examples("examples_of_the_providers_with_vault", "docs/providers.md", VAULT);
 }
 
+/// Each runbook in a cluster of its own.
+#[test]
+fn examples_of_the_operations() {
+    let runbooks = fs::read_dir(root().join("docs/operations")).unwrap();
+    let mut runbooks: Vec<_> = runbooks
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".md"))
+        .collect();
+    runbooks.sort();
+    assert!(!runbooks.is_empty(), "there are no runbooks");
+    for runbook in runbooks {
+        println!("docs/operations/{runbook}");
+        run_examples("examples_of_the_operations", &format!("docs/operations/{runbook}"), FILE);
+    }
+}
+
 /// Runs a document's blocks with this info string, in order, by psql and in a new cluster. Exactly
 /// the statements that are marked so must fail.
 #[track_caller]
@@ -479,9 +495,9 @@ fn slug(heading: &str) -> String {
     heading.chars().filter(|c| c.is_alphanumeric() || ['-', '_'].contains(c)).collect()
 }
 
-/// The documents in the root and in docs/.
+/// The documents in the root, in docs/ and in docs/operations/.
 fn documents() -> impl Iterator<Item = PathBuf> {
-    let folders = [root().to_owned(), root().join("docs")];
+    let folders = [root().to_owned(), root().join("docs"), root().join("docs/operations")];
     let files = folders.into_iter().flat_map(|folder| fs::read_dir(folder).unwrap());
     files
         .map(|file| file.unwrap().path())
