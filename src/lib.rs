@@ -40,6 +40,7 @@ extern "C-unwind" fn _PG_init() {
             catalog::invalidation::register();
             catalog::log::register();
             session::register();
+            operators::register();
             Ok(())
         });
     }

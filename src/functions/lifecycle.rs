@@ -117,6 +117,9 @@ fn create(name: &KeyName, reason: Option<&str>) -> Result<KeyVersion, Error> {
             let state = if version.number == newest { State::Active } else { State::Deprecated };
             catalog.insert_version(name, version, state)?;
         }
+        if name.as_str() == DATABASE_KEY {
+            catalog.pin_digest_version(newest)?;
+        }
         catalog.log(&Event::new("create").key(name).versions(None, Some(newest)).reason(reason))
     })?;
     Ok(newest)
@@ -284,6 +287,9 @@ sql_function! {
                 });
             }
             State::Active | State::Pending | State::Deprecated => (),
+        }
+        if !call.boolean(2) && keys::makes_digests(&key, version.number)? {
+            return Err(Error::DigestVersionInUse { version: version.number });
         }
         let event = Event::new("disable").versions(Some(version.number), None);
         change(&key, event.reason(reason.as_deref()), |catalog| {

@@ -20,6 +20,7 @@
 //! | [`call`] | calls over a network: bounded, cancellable, off the calling thread |
 //! | [`log`] | the keyed digests of the lifecycle log |
 //! | [`material`] | what is made of a version's bytes: ciphers and subkeys |
+//! | [`digest`] | keyed digests of plaintexts: what indexes hold |
 //! | [`cache`] | the keys that a process has fetched |
 //! | [`refresh`] | fetches keys again before they expire |
 //! | [`secret`] | memory that is locked, left out of core dumps and wiped |
@@ -36,6 +37,7 @@ pub mod cache;
 pub mod call;
 pub mod command;
 pub mod configured;
+pub mod digest;
 pub mod file;
 pub mod gcp_kms;
 mod http;
