@@ -994,6 +994,10 @@ SELECT pg_class.oid, NULL, NULL, NULL
 COMMENT ON VIEW encryption.digest_holder IS
     'where digests are stored: indexes, generated columns, materialized views';
 
+CREATE FUNCTION encryption.invalidate_plans(oid) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_invalidate_plans';
+REVOKE EXECUTE ON FUNCTION encryption.invalidate_plans(oid) FROM PUBLIC;
+
 CREATE FUNCTION enc_rotate_digest(reason text DEFAULT NULL) RETURNS integer
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -1075,6 +1079,8 @@ BEGIN
         EXECUTE format('REINDEX INDEX %s', held.index_id::regclass);
     END LOOP;
 
+    -- Plans that other sessions keep have digests of their constants in them.
+    PERFORM encryption.invalidate_plans(table_id) FROM (SELECT DISTINCT table_id FROM encryption.digest_holder) tables;
     PERFORM encryption.log_event('rotate-digest', 'database', present, wanted, reason => reason);
     RETURN wanted;
 END $$;

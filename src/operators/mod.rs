@@ -51,9 +51,6 @@ pub(crate) trait Comparable: EncryptedType {
     /// Their order.
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering;
 
-    /// Whether the order is that of the bytes.
-    fn sorts_by_bytes(collation: pg_sys::Oid) -> bool;
-
     /// The digest that all values have that are equal to this one.
     ///
     /// # Errors
@@ -74,7 +71,7 @@ impl Comparable for EncryptedText {
 
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering {
         let (left, right) = (left.bytes(), right.bytes());
-        if Self::sorts_by_bytes(collation) {
+        if collation == C_COLLATION {
             return left.cmp(right);
         }
         let len = |bytes: &[u8]| c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
@@ -89,10 +86,6 @@ impl Comparable for EncryptedText {
             )
         };
         order.cmp(&0)
-    }
-
-    fn sorts_by_bytes(collation: pg_sys::Oid) -> bool {
-        collation == C_COLLATION
     }
 
     fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Error> {
@@ -121,10 +114,6 @@ impl Comparable for EncryptedBytea {
 
     fn order(left: Varlena, right: Varlena, _: pg_sys::Oid) -> Ordering {
         left.bytes().cmp(right.bytes())
-    }
-
-    fn sorts_by_bytes(_: pg_sys::Oid) -> bool {
-        true
     }
 
     fn equality_digest(base: Varlena, _: pg_sys::Oid) -> Result<Digest, Error> {

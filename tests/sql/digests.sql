@@ -113,6 +113,9 @@ SELECT enc_digest('x') AS before \gset
 SELECT enc_rotate_key('database');
 SELECT enc_digest('x') = :'before' AS same;
 SELECT enc_disable_key_version('database', 2);
+PREPARE by_digest AS SELECT id FROM people WHERE email_digest = enc_digest('user7@example.com');
+SET plan_cache_mode = force_generic_plan;
+EXECUTE by_digest;
 CREATE MATERIALIZED VIEW digested AS SELECT id, enc_digest(email) AS digest FROM people;
 SET ROLE digest_reader;
 SELECT enc_rotate_digest();
@@ -120,6 +123,9 @@ RESET ROLE;
 SELECT enc_rotate_digest();
 SELECT enc_digest('x') = :'before' AS same;
 SHOW session_replication_role;
+-- A plan that was kept has the digest of its constant.
+EXECUTE by_digest;
+RESET plan_cache_mode;
 SET enable_seqscan = off;
 SELECT id FROM people WHERE email = 'user7@example.com';
 EXPLAIN (COSTS OFF) SELECT id FROM people WHERE email = 'user7@example.com';
