@@ -48,6 +48,9 @@ pub(crate) trait Comparable: EncryptedType {
     /// Whether two values of the base type are equal under a collation.
     fn equal(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> bool;
 
+    /// Whether values of the base type are equal only if their bytes are.
+    fn is_equality_of_bytes(collation: pg_sys::Oid) -> bool;
+
     /// Their order.
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering;
 
@@ -67,6 +70,10 @@ impl Comparable for EncryptedText {
         // SAFETY: texteq takes two texts, uses the collation alone of the call, and returns no null.
         let result = unsafe { call2(pg_sys::texteq, collation, [left.datum(), right.datum()]) };
         result.value() & 0xff != 0
+    }
+
+    fn is_equality_of_bytes(collation: pg_sys::Oid) -> bool {
+        is_deterministic(collation)
     }
 
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering {
@@ -110,6 +117,10 @@ impl Comparable for EncryptedText {
 impl Comparable for EncryptedBytea {
     fn equal(left: Varlena, right: Varlena, _: pg_sys::Oid) -> bool {
         left.bytes() == right.bytes()
+    }
+
+    fn is_equality_of_bytes(_: pg_sys::Oid) -> bool {
+        true
     }
 
     fn order(left: Varlena, right: Varlena, _: pg_sys::Oid) -> Ordering {

@@ -2,10 +2,11 @@
 //! not at every comparison.
 //!
 //! A sort asks once a value for an *abbreviated key* and compares these, and then, where they are
-//! equal, the values. Here the abbreviated key is the whole plaintext: a pointer to it. Plaintexts are
-//! kept for as long as `work_mem` has room for them; values for which there was none, and those that
-//! are read back from a temporary file, are decrypted when they are compared, and kept as long as
-//! there is room.
+//! equal, the values. Here the abbreviated key is the whole plaintext: a pointer to it, the same one for
+//! equal plaintexts, since PostgreSQL takes values with different abbreviated keys for different.
+//! Plaintexts are kept for as long as `work_mem` has room for them; values for which there was none, and
+//! those that are read back from a temporary file, are decrypted when they are compared, and kept as
+//! long as there is room.
 
 use std::cmp::Ordering;
 use std::ffi::c_int;
@@ -16,6 +17,7 @@ use super::Comparable;
 use super::plaintexts::{Plaintexts, decrypt};
 use crate::catalog::Privilege;
 use crate::fmgr::{run_callback, sql_function};
+use crate::pg;
 use crate::types::{EncryptedBytea, EncryptedText};
 use crate::varlena::Varlena;
 
@@ -38,10 +40,8 @@ sql_function! {
 /// What a sort keeps. Plain data, in the sort's memory context.
 #[repr(C)]
 struct Kept {
-    /// The plaintexts that abbreviated keys point to live here.
-    context: pg_sys::MemoryContext,
-    used_bytes: usize,
-    limit_bytes: usize,
+    /// What abbreviated keys point to.
+    abbreviated: Interned,
     /// Those of values that are compared without.
     others: *mut Plaintexts,
 }
@@ -68,10 +68,12 @@ fn set_up<T: Comparable>(sort: pg_sys::SortSupport) {
             limit_bytes,
         );
         let kept = pg_sys::MemoryContextAlloc((*sort).ssup_cxt, size_of::<Kept>()).cast::<Kept>();
-        kept.write(Kept { context, used_bytes: 0, limit_bytes, others });
+        let abbreviated = Interned::new(context, limit_bytes);
+        kept.write(Kept { abbreviated, others });
         (*sort).ssup_extra = kept.cast();
         (*sort).comparator = Some(compare::<T>);
-        if (*sort).abbreviate {
+        // Under another collation equal values have different plaintexts.
+        if (*sort).abbreviate && T::is_equality_of_bytes((*sort).ssup_collation) {
             (*sort).abbrev_full_comparator = Some(compare::<T>);
             (*sort).comparator = Some(compare_abbreviated::<T>);
             (*sort).abbrev_converter = Some(abbreviate::<T>);
@@ -90,17 +92,12 @@ unsafe extern "C-unwind" fn abbreviate<T: Comparable>(
     unsafe {
         run_callback(|| {
             let kept = &mut *(*sort).ssup_extra.cast::<Kept>();
-            let size = pg_sys::toast_raw_datum_size(value);
-            if kept.used_bytes + size > kept.limit_bytes {
-                return Ok(pg_sys::Datum::from(0usize));
-            }
-            kept.used_bytes += size;
             let stored = Varlena::detoast(value);
-            let former = pg_sys::MemoryContextSwitchTo(kept.context);
-            let plaintext = decrypt::<T>(stored, Privilege::Decrypt);
-            pg_sys::MemoryContextSwitchTo(former);
+            let plaintext = decrypt::<T>(stored, Privilege::Decrypt)?;
+            let interned = kept.abbreviated.intern(plaintext.base.with_header());
+            plaintext.free();
             stored.free_if_copy(value);
-            Ok(plaintext?.base.datum())
+            Ok(pg_sys::Datum::from(interned))
         })
     }
 }
@@ -117,7 +114,8 @@ unsafe extern "C-unwind" fn compare_abbreviated<T: Comparable>(
     // SAFETY: as in `abbreviate`, which returned the datums: plaintexts that live as long as the sort.
     unsafe {
         run_callback(|| {
-            let (left, right) = (Varlena::detoast(left), Varlena::detoast(right));
+            let (left, right) =
+                (Varlena::at(left.cast_mut_ptr()), Varlena::at(right.cast_mut_ptr()));
             Ok(T::order(left, right, (*sort).ssup_collation) as c_int)
         })
     }
@@ -152,4 +150,106 @@ unsafe extern "C-unwind" fn compare<T: Comparable>(
 /// The values are to be decrypted in any case, so abbreviated keys are never a loss.
 unsafe extern "C-unwind" fn never_abort(_: c_int, _: pg_sys::SortSupport) -> bool {
     false
+}
+
+/// Copies of byte strings, each once: equal ones have one address. An open-addressing hash table of
+/// plain data.
+#[repr(C)]
+struct Interned {
+    context: pg_sys::MemoryContext,
+    /// Where copies are, or null.
+    slots: *mut *mut u8,
+    /// The number of slots, a power of two, less one.
+    mask: usize,
+    count: usize,
+    used_bytes: usize,
+    limit_bytes: usize,
+}
+
+impl Interned {
+    const FIRST_SLOTS: usize = 256;
+
+    /// An empty table for at most `limit_bytes`, in a live memory context.
+    unsafe fn new(context: pg_sys::MemoryContext, limit_bytes: usize) -> Self {
+        Self {
+            context,
+            // SAFETY: the caller's promise.
+            slots: unsafe { empty_slots(context, Self::FIRST_SLOTS) },
+            mask: Self::FIRST_SLOTS - 1,
+            count: 0,
+            used_bytes: 0,
+            limit_bytes,
+        }
+    }
+
+    /// The copy of a value, given with its length word, or null if it has none and there is no room: the
+    /// same for equal values, from the first call to the last.
+    fn intern(&mut self, value: &[u8]) -> *mut u8 {
+        let slot = self.find(value);
+        // SAFETY: `find` returns the number of a slot.
+        let found = unsafe { *self.slots.add(slot) };
+        // Full once, full for good: a value that found no room finds none later.
+        if !found.is_null() || self.used_bytes >= self.limit_bytes {
+            return found;
+        }
+        self.used_bytes += value.len() + size_of::<*mut u8>();
+        // SAFETY: the context is live; the memory has room for the value, which lies elsewhere.
+        let copy = unsafe {
+            let copy = pg_sys::MemoryContextAllocHuge(self.context, value.len()).cast::<u8>();
+            copy.copy_from_nonoverlapping(value.as_ptr(), value.len());
+            *self.slots.add(slot) = copy;
+            copy
+        };
+        self.count += 1;
+        if self.count > self.mask / 2 {
+            self.grow();
+        }
+        copy
+    }
+
+    /// The slot that a value is in, or would be.
+    fn find(&self, value: &[u8]) -> usize {
+        let mut slot = pg::hash_any(value) as usize & self.mask;
+        loop {
+            // SAFETY: `slot` is below the number of slots; what one points to is a copy of a value. There
+            // is an empty slot, since no more than half are full.
+            unsafe {
+                let copy = *self.slots.add(slot);
+                if copy.is_null() || Varlena::at(copy).with_header() == value {
+                    return slot;
+                }
+            }
+            slot = (slot + 1) & self.mask;
+        }
+    }
+
+    fn grow(&mut self) {
+        let former_len = self.mask + 1;
+        // SAFETY: the slots are `former_len` in number, and freed when they have been read.
+        unsafe {
+            let former =
+                std::mem::replace(&mut self.slots, empty_slots(self.context, former_len * 2));
+            self.mask = former_len * 2 - 1;
+            for &copy in std::slice::from_raw_parts(former, former_len) {
+                if !copy.is_null() {
+                    let slot = self.find(Varlena::at(copy).with_header());
+                    *self.slots.add(slot) = copy;
+                }
+            }
+            pg_sys::pfree(former.cast());
+        }
+    }
+}
+
+/// # Safety
+///
+/// `context` is a live memory context.
+unsafe fn empty_slots(context: pg_sys::MemoryContext, len: usize) -> *mut *mut u8 {
+    // SAFETY: the caller's promise; null pointers are zeroes.
+    unsafe {
+        let bytes = len * size_of::<*mut u8>();
+        let slots = pg_sys::MemoryContextAllocHuge(context, bytes).cast::<*mut u8>();
+        slots.write_bytes(0, len);
+        slots
+    }
 }
