@@ -13,19 +13,32 @@
 
 CREATE SCHEMA encryption;
 
--- The random id of this database, part of every version's encryption context.
+-- The server that this database is on, as far as it tells whether data were restored: its cluster,
+-- its timeline, and the base backup that it was started from. No row on a standby.
+CREATE FUNCTION encryption.this_server(
+        OUT system_identifier bigint, OUT timeline integer, OUT base_backup text)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_this_server';
+
+-- The random id of this database, part of every version's encryption context; and the server on which
+-- its keys were last known to be those that the providers have: null since a dump was restored.
 CREATE TABLE encryption.keyspace (
-    singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
-    id          uuid        NOT NULL DEFAULT gen_random_uuid(),
-    created_at  timestamptz NOT NULL DEFAULT now(),
+    singleton         boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
+    id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    created_at        timestamptz NOT NULL DEFAULT now(),
     -- The version of the database key whose digests indexes and generated columns hold. Rotating
     -- the key leaves it, and with it every index, as it is; enc_rotate_digest() changes it.
-    digest_version integer  CHECK (digest_version > 0)
+    digest_version    integer     CHECK (digest_version > 0),
+    system_identifier bigint,
+    timeline          integer,
+    base_backup       text,
+    reconciled_at     timestamptz
 );
 COMMENT ON TABLE encryption.keyspace IS
-    'the random id of this database, and the version of the database key that digests are made with';
+    'the random id of this database, the version of the database key that digests are made with, and the server that it was last seen on';
 
-INSERT INTO encryption.keyspace DEFAULT VALUES;
+INSERT INTO encryption.keyspace (system_identifier, timeline, base_backup)
+SELECT system_identifier, timeline, base_backup FROM encryption.this_server();
 
 -- A key's id is the first four bytes of SHA-256(name) with the top bit cleared. It is what a
 -- column's type modifier and a value's header have.
@@ -75,24 +88,90 @@ CREATE TABLE encryption.key_grant (
 );
 COMMENT ON TABLE encryption.key_grant IS 'who may do what with a key, apart from its owner';
 
--- Names instead of references: an entry outlives what it tells of.
+-- Backups that may be restored, and the versions that were needed to read them when they were
+-- recorded. What is archived after one of them (with_wal) may need any version that was made later.
+CREATE TABLE encryption.backup (
+    label          text        NOT NULL PRIMARY KEY CHECK (label <> ''),
+    recorded_at    timestamptz NOT NULL DEFAULT now(),
+    recorded_by    name        NOT NULL,
+    retained_until timestamptz NOT NULL,
+    with_wal       boolean     NOT NULL
+);
+COMMENT ON TABLE encryption.backup IS 'backups that may be restored';
+
+CREATE TABLE encryption.backup_version (
+    label   text    NOT NULL REFERENCES encryption.backup ON DELETE CASCADE,
+    key_id  integer NOT NULL,
+    version integer NOT NULL,
+    PRIMARY KEY (label, key_id, version),
+    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+);
+COMMENT ON TABLE encryption.backup_version IS 'versions of keys that backups need';
+
+-- The backup that needs a version for the longest time, null if none does any more.
+CREATE FUNCTION encryption.retained_by_backup(key_id integer, version integer) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    SELECT b.label
+      FROM encryption.backup b
+     WHERE b.retained_until > clock_timestamp()
+       AND (EXISTS (SELECT FROM encryption.backup_version needed
+                     WHERE needed.label = b.label AND needed.key_id = $1 AND needed.version = $2)
+            OR b.with_wal AND $2 > coalesce((SELECT max(needed.version)
+                                               FROM encryption.backup_version needed
+                                              WHERE needed.label = b.label AND needed.key_id = $1), 0))
+     ORDER BY b.retained_until DESC, b.label
+     LIMIT 1
+$$;
+
+-- The chains of the lifecycle log: this database's own, and those of databases whose dumps were
+-- restored here. entries counts those that were made. Up to sealed they carry digests, and digest is
+-- that of the head, under version key_version of the database key.
+CREATE TABLE encryption.event_chain (
+    chain         uuid        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    restored_at   timestamptz,
+    entries       bigint      NOT NULL DEFAULT 0,
+    sealed        bigint      NOT NULL DEFAULT 0,
+    key_version   integer,
+    digest        bytea       CHECK (octet_length(digest) = 32)
+);
+COMMENT ON TABLE encryption.event_chain IS 'heads of the lifecycle log';
+
+CREATE UNIQUE INDEX event_chain_one_own ON encryption.event_chain ((true)) WHERE restored_at IS NULL;
+
+-- Names instead of references: an entry outlives what it tells of. Its digest is over all columns
+-- before it and the digest of the entry before it; an entry that was made while the database key
+-- could not be had gets it with the next one.
 CREATE TABLE encryption.key_event (
-    event_id          uuid        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
+    chain             uuid        NOT NULL,
+    sequence          bigint      NOT NULL CHECK (sequence > 0),
     occurred_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     action            text        NOT NULL,
-    key_name          text        NOT NULL,
-    version           integer,
+    key_name          text,
+    old_version       integer,
+    new_version       integer,
+    row_count         bigint,
+    reason            text,
     detail            text,
     role_name         name        NOT NULL,
-    session_role_name name        NOT NULL
+    session_role_name name        NOT NULL,
+    client_address    text,
+    application_name  text        NOT NULL,
+    sealed_at         timestamptz,
+    key_version       integer,
+    digest            bytea,
+    PRIMARY KEY (chain, sequence)
 );
-COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when and by whom';
+COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when, by whom and from where';
 
 -- A dump of the database carries the catalog.
 SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
 SELECT pg_extension_config_dump('encryption.key_version', '');
 SELECT pg_extension_config_dump('encryption.key_grant', '');
+SELECT pg_extension_config_dump('encryption.backup', '');
+SELECT pg_extension_config_dump('encryption.backup_version', '');
+SELECT pg_extension_config_dump('encryption.event_chain', '');
 SELECT pg_extension_config_dump('encryption.key_event', '');
 
 REVOKE ALL ON SCHEMA encryption FROM PUBLIC;
@@ -121,13 +200,15 @@ CREATE FUNCTION encryption.restore_keyspace() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM encryption.keyspace) THEN
+        new.system_identifier := NULL;
         RETURN new;
     END IF;
     -- The id that CREATE EXTENSION drew gives way while no version was made in it (restored ones
     -- carry the id that they were made in). Otherwise this database goes on with its own.
     IF NOT EXISTS (SELECT FROM encryption.key_version v JOIN encryption.keyspace k ON k.id = v.keyspace) THEN
         UPDATE encryption.keyspace
-           SET id = new.id, created_at = new.created_at, digest_version = new.digest_version;
+           SET id = new.id, created_at = new.created_at, digest_version = new.digest_version,
+               system_identifier = NULL, timeline = NULL, base_backup = NULL, reconciled_at = NULL;
     END IF;
     RETURN NULL;
 END $$;
@@ -191,13 +272,92 @@ BEGIN
     RETURN new;
 END $$;
 
-CREATE FUNCTION encryption.restore_key_event() RETURNS trigger
+CREATE FUNCTION encryption.restore_backup() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF EXISTS (SELECT FROM encryption.key_event present WHERE present.event_id = new.event_id) THEN
+    UPDATE encryption.backup b
+       SET retained_until = greatest(b.retained_until, new.retained_until),
+           with_wal = b.with_wal OR new.with_wal
+     WHERE b.label = new.label;
+    IF FOUND THEN
         RETURN NULL;
     END IF;
     RETURN new;
+END $$;
+
+CREATE FUNCTION encryption.restore_backup_version() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM encryption.backup_version present
+         WHERE present.label = new.label AND present.key_id = new.key_id
+           AND present.version = new.version)
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN new;
+END $$;
+
+-- The log of a dump stays a chain of its own. This database goes on with its own.
+CREATE FUNCTION encryption.restore_event_chain() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present encryption.event_chain;
+BEGIN
+    SELECT * INTO present FROM encryption.event_chain WHERE event_chain.chain = new.chain;
+    IF FOUND THEN
+        -- A later dump of the same database continues what an earlier one brought.
+        IF present.restored_at IS NOT NULL AND present.entries < new.entries THEN
+            UPDATE encryption.event_chain
+               SET entries = new.entries, sealed = new.sealed,
+                   key_version = new.key_version, digest = new.digest
+             WHERE event_chain.chain = new.chain;
+        END IF;
+        RETURN NULL;
+    END IF;
+    -- One that has no entries yet is begun by the library.
+    IF new.entries > 0 THEN
+        new.restored_at := coalesce(new.restored_at, clock_timestamp());
+    END IF;
+    RETURN new;
+END $$;
+
+CREATE FUNCTION encryption.restore_key_event() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present encryption.key_event;
+    as_sealed_here encryption.key_event := new;
+    is_own boolean := EXISTS (SELECT FROM encryption.event_chain
+                               WHERE event_chain.chain = new.chain AND event_chain.restored_at IS NULL);
+BEGIN
+    SELECT * INTO present FROM encryption.key_event
+     WHERE key_event.chain = new.chain AND key_event.sequence = new.sequence;
+    IF NOT FOUND THEN
+        -- What this database adds to its own chain has no digest yet.
+        IF new.digest IS NULL OR NOT is_own THEN
+            RETURN new;
+        END IF;
+    ELSE
+        as_sealed_here.sealed_at := present.sealed_at;
+        as_sealed_here.key_version := present.key_version;
+        as_sealed_here.digest := present.digest;
+        IF present IS NOT DISTINCT FROM new
+           OR new.digest IS NULL AND present IS NOT DISTINCT FROM as_sealed_here
+        THEN
+            RETURN NULL;
+        END IF;
+        -- A later dump of the same database has the digest that an earlier one lacked.
+        IF present.digest IS NULL AND present IS NOT DISTINCT FROM as_sealed_here AND NOT is_own THEN
+            UPDATE encryption.key_event
+               SET sealed_at = new.sealed_at, key_version = new.key_version, digest = new.digest
+             WHERE key_event.chain = new.chain AND key_event.sequence = new.sequence;
+            RETURN NULL;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'KE053',
+        MESSAGE = format('entry %s of the lifecycle log is not the one that this database has', new.sequence),
+        DETAIL = 'Dump and database have gone different ways since the chain began, or one was altered.',
+        HINT = 'Restore the log into a database of its own, and see enc_verify_log() in both.';
 END $$;
 
 CREATE TRIGGER restore BEFORE INSERT ON encryption.keyspace
@@ -208,14 +368,23 @@ CREATE TRIGGER restore BEFORE INSERT ON encryption.key_version
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_version();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_grant
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_grant();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.backup
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.backup_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup_version();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.event_chain
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_event_chain();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_event
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_event();
 
-ALTER TABLE encryption.keyspace    ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key         ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_version ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_grant   ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_event   ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.keyspace       ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key            ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_version    ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_grant      ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.backup         ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.backup_version ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.event_chain    ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_event      ENABLE ALWAYS TRIGGER restore;
 
 ----------------------------------------------------------------------------------------------------
 -- Types
@@ -863,7 +1032,7 @@ CREATE FUNCTION encryption.invalidate_plans(oid) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_invalidate_plans';
 REVOKE EXECUTE ON FUNCTION encryption.invalidate_plans(oid) FROM PUBLIC;
 
-CREATE FUNCTION enc_rotate_digest() RETURNS integer
+CREATE FUNCTION enc_rotate_digest(reason text DEFAULT NULL) RETURNS integer
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     present integer;
@@ -946,60 +1115,268 @@ BEGIN
 
     -- Plans that other sessions keep have digests of their constants in them.
     PERFORM encryption.invalidate_plans(table_id) FROM (SELECT DISTINCT table_id FROM encryption.digest_holder) tables;
-
-    INSERT INTO encryption.key_event (action, key_name, version, role_name, session_role_name)
-    VALUES ('rotate digest', 'database', wanted, current_user, session_user);
+    PERFORM encryption.log_event('rotate-digest', 'database', present, wanted, reason => reason);
     RETURN wanted;
 END $$;
-COMMENT ON FUNCTION enc_rotate_digest() IS
+COMMENT ON FUNCTION enc_rotate_digest(text) IS
     'makes digests with the active version of the database key from now on: locks and rewrites all that holds digests; returns the version';
-REVOKE EXECUTE ON FUNCTION enc_rotate_digest() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION enc_rotate_digest(text) FROM PUBLIC;
 
 ----------------------------------------------------------------------------------------------------
 -- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
 ----------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false) RETURNS integer
+CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_create_key(text, boolean) IS
+COMMENT ON FUNCTION enc_create_key(text, boolean, text) IS
     'makes a key, or adopts the versions of it that the provider has; returns the active version';
 -- There is no owner yet to check for: creating keys is for superusers and roles that were given it.
-REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean, text) FROM PUBLIC;
 
-CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true) RETURNS integer
+CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_rotate_key(text, boolean) IS
+COMMENT ON FUNCTION enc_rotate_key(text, boolean, text) IS
     'makes or adopts a new version of a key and returns it; what is written from now on uses it, unless activate is false';
 
-CREATE FUNCTION enc_activate_key_version(name text, version integer) RETURNS void
+CREATE FUNCTION enc_activate_key_version(name text, version integer, reason text DEFAULT NULL) RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_activate_key_version(text, integer) IS
+COMMENT ON FUNCTION enc_activate_key_version(text, integer, text) IS
     'makes a pending or deprecated version the one that encrypts';
 
-CREATE FUNCTION enc_disable_key_version(name text, version integer, force boolean DEFAULT false) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean) IS
-    'forbids a version to encrypt and to decrypt, until it is enabled';
-
-CREATE FUNCTION enc_enable_key_version(name text, version integer) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_enable_key_version(text, integer) IS
-    'lets a disabled version decrypt again';
-
-CREATE FUNCTION enc_rewrap_key(name text) RETURNS integer
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_rewrap_key(text) IS
-    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
-
-CREATE FUNCTION enc_grant(name text, grantee name, privileges text) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_grant(text, name, text) IS
-    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
-
-CREATE FUNCTION enc_revoke(name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt')
+CREATE FUNCTION enc_disable_key_version(
+        name text, version integer, force boolean DEFAULT false, reason text DEFAULT NULL)
     RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_revoke(text, name, text) IS 'takes privileges on a key from a role (or public)';
+COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean, text) IS
+    'forbids a version to encrypt and to decrypt, until it is enabled';
+
+CREATE FUNCTION enc_enable_key_version(name text, version integer, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_enable_key_version(text, integer, text) IS
+    'lets a disabled version decrypt again';
+
+CREATE FUNCTION enc_rewrap_key(name text, reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_rewrap_key(text, text) IS
+    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
+
+CREATE FUNCTION enc_grant(name text, grantee name, privileges text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_grant(text, name, text, text) IS
+    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
+
+CREATE FUNCTION enc_revoke(
+        name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt', reason text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_revoke(text, name, text, text) IS 'takes privileges on a key from a role (or public)';
+
+CREATE FUNCTION enc_check_key(
+        INOUT name text DEFAULT NULL,
+        OUT version integer,
+        OUT state text,
+        OUT provider text,
+        OUT ok boolean,
+        OUT detail text,
+        OUT hint text,
+        OUT milliseconds double precision)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_check_key(text) IS
+    'whether this server can open each version of a key (of every key, if none is named), pending and disabled ones too';
+
+CREATE FUNCTION enc_reconcile(
+        INOUT name text DEFAULT NULL,
+        adopt boolean DEFAULT false,
+        reason text DEFAULT NULL,
+        OUT version integer,
+        OUT finding text,
+        OUT detail text,
+        OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_reconcile(text, boolean, text) IS
+    'after a restore: compares a key (every key, if none is named) with its provider, and adopts what is newer there if told so';
+-- It sends requests with the server's login.
+REVOKE EXECUTE ON FUNCTION enc_reconcile(text, boolean, text) FROM PUBLIC;
+
+-- The catalog's rows of keys. There is no usable secret among them.
+CREATE FUNCTION enc_export_keys() RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT jsonb_build_object(
+        'format', 1,
+        'exported_at', now(),
+        'keyspace', (SELECT jsonb_build_object(
+                'id', id, 'created_at', created_at, 'digest_version', digest_version)
+                       FROM encryption.keyspace),
+        'keys', coalesce((
+            SELECT jsonb_agg(jsonb_build_object(
+                'name', key.name,
+                'owner', pg_get_userbyid(key.owner),
+                'created_at', key.created_at,
+                'versions', (
+                    SELECT jsonb_agg(jsonb_build_object(
+                        'version', v.version, 'state', v.state,
+                        'provider', v.provider, 'reference', v.reference,
+                        'wrapped', encode(v.wrapped, 'hex'), 'check_value', encode(v.check_value, 'hex'),
+                        'keyspace', v.keyspace,
+                        'created_at', v.created_at, 'created_by', pg_get_userbyid(v.created_by),
+                        'activated_at', v.activated_at, 'deprecated_at', v.deprecated_at)
+                        ORDER BY v.version)
+                      FROM encryption.key_version v WHERE v.key_id = key.key_id),
+                'grants', coalesce((
+                    SELECT jsonb_agg(jsonb_build_object(
+                        'grantee', CASE WHEN g.grantee::oid <> 0 THEN pg_get_userbyid(g.grantee) END,
+                        'privilege', g.privilege,
+                        'granted_by', pg_get_userbyid(g.granted_by), 'granted_at', g.granted_at)
+                        ORDER BY g.grantee::oid, g.privilege)
+                      FROM encryption.key_grant g WHERE g.key_id = key.key_id), '[]'))
+                ORDER BY key.name)
+              FROM encryption.key), '[]'))
+$$;
+COMMENT ON FUNCTION enc_export_keys() IS 'the keys, versions and grants of this database as one document, without secrets';
+REVOKE EXECUTE ON FUNCTION enc_export_keys() FROM PUBLIC;
+
+-- With the caller's rights on the catalog, and through the triggers that restored dumps meet.
+CREATE FUNCTION enc_import_keys(document jsonb, reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    exported record;
+    id integer;
+    added integer;
+    total integer := 0;
+BEGIN
+    IF document IS NULL OR document->>'format' IS DISTINCT FROM '1'
+       OR jsonb_typeof(document->'keys') IS DISTINCT FROM 'array'
+       OR document #>> '{keyspace,id}' IS NULL
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE052',
+            MESSAGE = 'document is not an export of keys',
+            HINT = 'Give what enc_export_keys() returned, unchanged.';
+    END IF;
+    LOCK TABLE encryption.key IN SHARE ROW EXCLUSIVE MODE;
+    FOR exported IN
+        SELECT * FROM jsonb_to_recordset(document->'keys')
+            AS k (name text, owner text, created_at timestamptz, versions jsonb, grants jsonb)
+    LOOP
+        id := ('x' || encode(substr(sha256(convert_to(exported.name, 'UTF8')), 1, 4), 'hex'))::bit(32)::integer
+              & 2147483647;
+        IF to_regrole(quote_ident(exported.owner)) IS NULL THEN
+            RAISE NOTICE 'role "%" does not exist: key "%" belongs to you', exported.owner, exported.name;
+        END IF;
+        INSERT INTO encryption.key (key_id, name, owner, created_at)
+        VALUES (id, exported.name,
+                coalesce(to_regrole(quote_ident(exported.owner)), to_regrole(quote_ident(current_user))),
+                exported.created_at);
+
+        INSERT INTO encryption.key_version
+            (key_id, version, state, provider, reference, wrapped, check_value, keyspace,
+             created_at, created_by, activated_at, deprecated_at)
+        SELECT id, v.version, v.state, v.provider, v.reference, decode(v.wrapped, 'hex'),
+               decode(v.check_value, 'hex'), v.keyspace, v.created_at,
+               coalesce(to_regrole(quote_ident(v.created_by)), to_regrole(quote_ident(current_user))),
+               v.activated_at, v.deprecated_at
+          FROM jsonb_to_recordset(exported.versions) AS v (
+               version integer, state text, provider text, reference text, wrapped text,
+               check_value text, keyspace uuid, created_at timestamptz, created_by text,
+               activated_at timestamptz, deprecated_at timestamptz)
+         ORDER BY v.version;
+        GET DIAGNOSTICS added = ROW_COUNT;
+        total := total + added;
+
+        INSERT INTO encryption.key_grant (key_id, grantee, privilege, granted_by, granted_at)
+        SELECT id, coalesce(to_regrole(quote_ident(g.grantee))::oid, 0), g.privilege,
+               coalesce(to_regrole(quote_ident(g.granted_by)), to_regrole(quote_ident(current_user))),
+               g.granted_at
+          FROM jsonb_to_recordset(exported.grants)
+               AS g (grantee text, privilege text, granted_by text, granted_at timestamptz)
+         WHERE g.grantee IS NULL OR to_regrole(quote_ident(g.grantee)) IS NOT NULL;
+        PERFORM FROM jsonb_to_recordset(exported.grants) AS g (grantee text)
+          WHERE g.grantee IS NOT NULL AND to_regrole(quote_ident(g.grantee)) IS NULL;
+        IF FOUND THEN
+            RAISE WARNING 'grants on key "%" to roles that do not exist here were left out', exported.name;
+        END IF;
+    END LOOP;
+    -- Last, as in a dump: it gives way or stays by what versions there are.
+    INSERT INTO encryption.keyspace (id, created_at, digest_version)
+    SELECT k.id, k.created_at, k.digest_version
+      FROM jsonb_to_record(document->'keyspace') AS k (id uuid, created_at timestamptz, digest_version integer);
+    PERFORM encryption.log_event('import-keys', row_count => total, reason => reason,
+        detail => format('keyspace %s', document #>> '{keyspace,id}'));
+    RETURN total;
+END $$;
+COMMENT ON FUNCTION enc_import_keys(jsonb, text) IS
+    'brings in what enc_export_keys() returned in another database, as restoring a dump does; returns the number of versions that were added';
+REVOKE EXECUTE ON FUNCTION enc_import_keys(jsonb, text) FROM PUBLIC;
+
+CREATE FUNCTION enc_record_backup(
+        label text, retained_until timestamptz, with_wal boolean DEFAULT true, reason text DEFAULT NULL)
+    RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_record_backup(text, timestamptz, boolean, text) IS
+    'notes that a backup needs the versions that exist now, and how long; returns their number';
+REVOKE EXECUTE ON FUNCTION enc_record_backup(text, timestamptz, boolean, text) FROM PUBLIC;
+
+CREATE FUNCTION enc_forget_backup(label text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_forget_backup(text, text) IS 'notes that a backup will not be restored any more';
+REVOKE EXECUTE ON FUNCTION enc_forget_backup(text, text) FROM PUBLIC;
+
+----------------------------------------------------------------------------------------------------
+-- The lifecycle log
+----------------------------------------------------------------------------------------------------
+
+-- What is digested of a time, and of a text.
+CREATE FUNCTION encryption.microseconds(timestamptz) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT AS $$
+    SELECT CASE WHEN pg_catalog.isfinite($1)
+                THEN (EXTRACT(epoch FROM $1) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8 END
+$$;
+CREATE FUNCTION encryption.in_utf8(text) RETURNS bytea
+    LANGUAGE sql STABLE STRICT AS $$
+    SELECT pg_catalog.convert_to($1, CASE pg_catalog.getdatabaseencoding()
+               WHEN 'SQL_ASCII' THEN 'SQL_ASCII' WHEN 'MULE_INTERNAL' THEN 'MULE_INTERNAL' ELSE 'UTF8' END)
+$$;
+
+-- For procedures of the extension that are not in the library.
+CREATE FUNCTION encryption.log_event(
+        action text, key_name text DEFAULT NULL, old_version integer DEFAULT NULL,
+        new_version integer DEFAULT NULL, row_count bigint DEFAULT NULL, reason text DEFAULT NULL,
+        detail text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_log_event';
+REVOKE EXECUTE ON FUNCTION encryption.log_event FROM PUBLIC;
+
+CREATE FUNCTION enc_verify_log(
+        OUT chain uuid, OUT restored boolean, OUT entries bigint, OUT unsealed bigint, OUT ok boolean,
+        OUT first_wrong bigint, OUT problem text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_verify_log() IS
+    'recomputes the digests of the lifecycle log, a row for each chain, and names the first entry that does not fit';
+REVOKE EXECUTE ON FUNCTION enc_verify_log() FROM PUBLIC;
+
+CREATE FUNCTION enc_export_log(since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity')
+    RETURNS SETOF text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+    SELECT json_build_object(
+               'chain', e.chain, 'sequence', e.sequence,
+               'occurred_at', to_char(e.occurred_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'action', e.action, 'key', e.key_name,
+               'old_version', e.old_version, 'new_version', e.new_version, 'rows', e.row_count,
+               'reason', e.reason, 'detail', e.detail,
+               'role', e.role_name, 'session_role', e.session_role_name,
+               'client_address', e.client_address, 'application_name', e.application_name,
+               'sealed_at', to_char(e.sealed_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'key_version', e.key_version, 'digest', encode(e.digest, 'hex'))::text
+      FROM encryption.key_event e
+      JOIN encryption.event_chain c ON c.chain = e.chain
+     WHERE e.occurred_at >= since AND e.occurred_at < until
+     ORDER BY c.restored_at NULLS LAST, c.chain, e.sequence
+$$;
+COMMENT ON FUNCTION enc_export_log(timestamptz, timestamptz) IS
+    'the lifecycle log, or its entries of a time, as lines of JSON';
+REVOKE EXECUTE ON FUNCTION enc_export_log(timestamptz, timestamptz) FROM PUBLIC;
 
 ----------------------------------------------------------------------------------------------------
 -- Values
@@ -1079,6 +1456,29 @@ SELECT key.name,
   JOIN encryption.key ON key.key_id = g.key_id;
 COMMENT ON VIEW enc_key_grants IS 'who may do what with a key, apart from its owner and superusers';
 
+-- A statement that writes nothing: a standby answers it.
+CREATE VIEW enc_key_checks AS
+SELECT pg_is_in_recovery() AS in_recovery, name, version, state, provider, ok, detail, hint, milliseconds
+  FROM enc_check_key();
+COMMENT ON VIEW enc_key_checks IS
+    'whether this server can open each version of the keys that the reader may check';
+
+CREATE VIEW enc_backups AS
+SELECT b.label,
+       b.recorded_at,
+       b.recorded_by,
+       b.retained_until,
+       b.retained_until > now() AS is_retained,
+       b.with_wal,
+       key.name AS key_name,
+       array_agg(needed.version ORDER BY needed.version) AS versions
+  FROM encryption.backup b
+  LEFT JOIN encryption.backup_version needed ON needed.label = b.label
+  LEFT JOIN encryption.key ON key.key_id = needed.key_id
+ GROUP BY b.label, key.name
+ ORDER BY b.recorded_at, b.label, key.name;
+COMMENT ON VIEW enc_backups IS 'backups that were recorded, and the versions of each key that they need';
+
 CREATE FUNCTION encryption.cache_statistics(
     OUT entries bigint, OUT capacity bigint, OUT hits bigint, OUT misses bigint,
     OUT expirations bigint, OUT evictions bigint, OUT locked_bytes bigint, OUT unlocked_bytes bigint)
@@ -1123,7 +1523,9 @@ CREATE FUNCTION enc_flush_cache() RETURNS void
 COMMENT ON FUNCTION enc_flush_cache() IS
     'makes this session forget every key; the next use asks the provider again';
 
-GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_key_checks,
+    enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+GRANT SELECT ON enc_backups TO pg_monitor;
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

@@ -100,6 +100,18 @@ pub(crate) fn check_owner(key: &Key) -> Result<(), Error> {
     Err(Error::NotKeyOwner { key: key.name.clone() })
 }
 
+/// Whether the current user may see how this server gets the key: its owner, monitoring roles.
+///
+/// # Errors
+///
+/// If not.
+pub(crate) fn check_may_inspect(key: &Key) -> Result<(), Error> {
+    if has_privileges_of(pg::current_user(), pg_sys::ROLE_PG_MONITOR.into()) {
+        return Ok(());
+    }
+    check_owner(key)
+}
+
 fn is_owner(user: pg_sys::Oid, key: &Key) -> bool {
     // has_privs_of_role is true for superusers.
     has_privileges_of(user, key.owner)

@@ -36,6 +36,8 @@ pub(crate) enum Error {
     KeyUnavailableHere { key: String },
     DigestVersionUnset,
     DigestVersionInUse { version: KeyVersion },
+    KeyVersionRetained { key: KeyName, version: KeyVersion, backup: String },
+    BackupUnknown { label: String },
 
     // Who may.
     PermissionDenied { key: KeyName, privilege: &'static str },
@@ -160,6 +162,7 @@ impl Error {
             | Self::KeyUnavailableHere { .. }
             | Self::DigestVersionUnset
             | Self::DigestVersionInUse { .. } => self.describe_key(),
+            Self::KeyVersionRetained { .. } | Self::BackupUnknown { .. } => self.describe_backup(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
             | Self::PrivilegeUnknown { .. }
@@ -315,6 +318,25 @@ impl Error {
                 "Move the digests to the active version first with enc_rotate_digest(), or give \
                  force => true.",
             ),
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_backup(&self) -> Description {
+        match self {
+            Self::KeyVersionRetained { key, version, backup } => Description::new(
+                "KE050",
+                format!("version {version} of key \"{key}\" is needed by backup {backup:?}"),
+            )
+            .detail("Without it what the backup has under the version cannot be decrypted.")
+            .hint(
+                "See the view enc_backups. Wait until the backup's time is over, or, if it will not \
+                 be restored any more, call enc_forget_backup(label).",
+            ),
+            Self::BackupUnknown { label } => {
+                Description::new("KE051", format!("backup {label:?} was not recorded"))
+                    .hint("See the view enc_backups for those that were.")
+            }
             _ => unreachable_description(),
         }
     }

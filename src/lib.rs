@@ -14,6 +14,7 @@ mod keys;
 mod operators;
 mod pg;
 mod providers;
+mod restored;
 mod session;
 mod settings;
 mod types;
@@ -37,6 +38,7 @@ extern "C-unwind" fn _PG_init() {
         fmgr::run_callback(|| {
             settings::define();
             catalog::invalidation::register();
+            catalog::log::register();
             session::register();
             operators::register();
             Ok(())

@@ -8,9 +8,10 @@ use keyring::provider::WrappedKey;
 use keyring::version::{CheckValue, Keyspace};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, SpiClient};
+use pgrx::spi::{Spi, SpiClient, SpiResult, SpiTupleTable};
 
 use super::scan::table_oid;
+use super::sql::SqlRow;
 use super::{DATABASE_KEY, Privilege, State};
 use crate::errors::Error;
 use crate::pg;
@@ -28,7 +29,7 @@ pub(crate) struct NewVersion {
 /// A connection to the server's SQL with the rights of the tables' owner, on behalf of a caller.
 pub(crate) struct Writer<'a, 'conn> {
     client: &'a mut SpiClient<'conn>,
-    caller: pg_sys::Oid,
+    pub(super) caller: pg_sys::Oid,
 }
 
 impl Writer<'_, '_> {
@@ -147,6 +148,18 @@ impl Writer<'_, '_> {
         }
     }
 
+    /// Notes that the keys are those that their providers have, on this server.
+    pub(crate) fn set_reconciled(&mut self) -> Result<(), Error> {
+        self.run(
+            "UPDATE encryption.keyspace k
+                SET system_identifier = here.system_identifier, timeline = here.timeline,
+                    base_backup = here.base_backup, reconciled_at = pg_catalog.now()
+               FROM encryption.this_server() here",
+            &[],
+        )?;
+        Ok(())
+    }
+
     fn update_version(
         &mut self,
         sql: &str,
@@ -203,50 +216,60 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    /// An entry in the lifecycle log.
-    pub(crate) fn log(
-        &mut self,
-        action: &str,
-        name: &KeyName,
-        version: Option<KeyVersion>,
-        detail: Option<&str>,
-    ) -> Result<(), Error> {
-        let caller = self.caller;
-        self.run(
-            "INSERT INTO encryption.key_event
-                (action, key_name, version, detail, role_name, session_role_name)
-             VALUES ($1, $2, $3, $4, pg_catalog.pg_get_userbyid($5::pg_catalog.oid), session_user)",
-            &[
-                action.into(),
-                name.as_str().into(),
-                version.map(|version| version.get() as i32).into(),
-                detail.into(),
-                role(caller),
-            ],
-        )?;
-        Ok(())
-    }
-
     /// Runs a statement that names everything with its schema; returns the number of rows.
-    fn run(&mut self, sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize, Error> {
+    pub(super) fn run(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+    ) -> Result<usize, Error> {
         self.client
             .update(sql, None, arguments)
             .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?;
         // SAFETY: SPI has just executed a statement and set its number of rows.
         Ok(usize::try_from(unsafe { pg_sys::SPI_processed }).unwrap_or(usize::MAX))
     }
+
+    /// The rows of a query that changes nothing, which a standby runs too.
+    pub(super) fn select<T>(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+        each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        rows_of(self.client.select(sql, None, arguments), each)
+    }
+
+    /// The rows that a statement returns which changes something.
+    pub(super) fn update_returning<T>(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+        each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        rows_of(self.client.update(sql, None, arguments), each)
+    }
 }
 
-fn id(name: &KeyName) -> DatumWithOid<'static> {
+fn rows_of<T>(
+    result: SpiResult<SpiTupleTable<'_>>,
+    mut each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    result
+        .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?
+        .map(|row| each(&SqlRow(row)))
+        .collect()
+}
+
+pub(super) fn id(name: &KeyName) -> DatumWithOid<'static> {
     (name.id().get() as i32).into()
 }
 
 /// A role as an argument. (pgrx passes an `Oid` of 0, which is PUBLIC, as null.)
-fn role(role: pg_sys::Oid) -> DatumWithOid<'static> {
+pub(super) fn role(role: pg_sys::Oid) -> DatumWithOid<'static> {
     i64::from(role.to_u32()).into()
 }
 
-fn number_of(version: KeyVersion) -> DatumWithOid<'static> {
+pub(super) fn number_of(version: KeyVersion) -> DatumWithOid<'static> {
     (version.get() as i32).into()
 }
 

@@ -1,10 +1,14 @@
 //! SQL functions: the life of keys, who may use them, and what can be asked of values and of this
 //! session.
 
+mod backups;
+mod check_key;
 mod grants;
 mod lifecycle;
+mod log;
 mod providers;
-mod rows;
+mod reconcile;
+pub(crate) mod rows;
 mod statistics;
 mod values;
 

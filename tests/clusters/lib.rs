@@ -8,6 +8,7 @@
 )]
 
 pub mod key_server;
+pub mod replication;
 
 use std::error::Error;
 use std::fs;

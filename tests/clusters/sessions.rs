@@ -4,10 +4,9 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::process::Output;
 use std::thread;
-use std::time::{Duration, Instant};
 
+use cluster_tests::replication::{catch_up, replace_by_base_backup};
 use cluster_tests::{
     AT_ONCE, Binary, DATABASE, MAJOR, Session, at_once, connect, expect_error, header, start,
 };
@@ -528,7 +527,7 @@ fn a_standby_sees_changes_at_once_and_makes_none() {
          INSERT INTO t VALUES (1, 'first')",
     );
     let mut standby = Cluster::builder(MAJOR).port(5433).create();
-    copy(&primary, &standby);
+    replace_by_base_backup(&standby, &primary, &["--write-recovery-conf"]);
     standby.start();
 
     const READ: &str = "SELECT v FROM t WHERE id = 1";
@@ -578,31 +577,4 @@ fn a_standby_sees_changes_at_once_and_makes_none() {
     admin.fails("BEGIN READ ONLY; SELECT enc_rotate_key('k')", "25006");
     admin.run("ROLLBACK");
     assert_eq!(fs::read(&keyring).unwrap(), before);
-}
-
-/// Replaces a stopped cluster's data by a base backup of the primary, to follow it.
-fn copy(primary: &Cluster, standby: &Cluster) {
-    let data = standby.data_directory();
-    fs::remove_dir_all(&data).unwrap();
-    let target = standby.directory().join("base_backup");
-    // pg_basebackup runs as the primary's user, to whom the standby's folder belongs as well.
-    let output: Output = primary
-        .command("pg_basebackup")
-        .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--pgdata"])
-        .arg(&target)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(&target, &data).unwrap();
-}
-
-/// Waits until the standby has replayed what the primary has written.
-fn catch_up(primary: &mut Client, standby: &mut Client) {
-    let written = primary.text("SELECT pg_current_wal_flush_lsn()");
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-    let started = Instant::now();
-    while standby.text(&replayed) != "t" {
-        assert!(started.elapsed() < Duration::from_secs(60), "the standby doesn't follow");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
