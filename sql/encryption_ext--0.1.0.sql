@@ -84,6 +84,64 @@ CREATE TABLE encryption.key_event (
 );
 COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when and by whom';
 
+-- Work on a column that takes many transactions: re-encryption, and migration from and to plaintext.
+-- It outlives crashes and cancels; the call that began it goes on where it was. Object ids say what
+-- it works on, whatever is renamed meanwhile; names say what it worked on after that is gone. A dump
+-- leaves jobs out, since object ids and blocks mean nothing elsewhere.
+CREATE TABLE encryption.job (
+    job_id        bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind          text        NOT NULL CHECK (kind IN ('rotate', 'encrypt', 'decrypt')),
+    -- running: as far as anyone knows. paused: until a provider answers again. canceled: by
+    -- enc_rotation_cancel. failed: by last_error. incomplete: walked, but with values left out that
+    -- last_error tells of. completed: for good; the next call begins another job.
+    state         text        NOT NULL DEFAULT 'running'
+                              CHECK (state IN ('running', 'paused', 'canceled', 'failed', 'incomplete', 'completed')),
+    table_id      oid         NOT NULL,
+    column_number smallint    NOT NULL,
+    table_name    text        NOT NULL,
+    column_name   name        NOT NULL,
+    key_name      text,
+    from_version  integer,
+    to_version    integer,
+    options       jsonb       NOT NULL DEFAULT '{}',
+    -- How often the table was begun to be walked, and what the finished ranges came to.
+    pass          integer     NOT NULL DEFAULT 0,
+    rows_total    bigint,
+    rows_done     bigint      NOT NULL DEFAULT 0,
+    rows_damaged  bigint      NOT NULL DEFAULT 0,
+    last_error    text,
+    started_by    name        NOT NULL,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at      timestamptz
+);
+COMMENT ON TABLE encryption.job IS 'work on columns that takes many transactions';
+
+CREATE UNIQUE INDEX job_one_per_column ON encryption.job (table_id, column_number) WHERE state <> 'completed';
+
+-- The parts of a job's present step. A session claims one by locking its row, for one transaction at
+-- a time: so the claim of a session that is gone is gone with it, and what it committed is kept.
+CREATE TABLE encryption.job_range (
+    range_id      bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id        bigint      NOT NULL REFERENCES encryption.job ON DELETE CASCADE,
+    -- What is done with it: walk (change the rows of these blocks), or check (see with one snapshot
+    -- what is left in the whole table; its blocks are 0 to 1).
+    step          text        NOT NULL CHECK (step IN ('walk', 'check')),
+    table_id      oid         NOT NULL,
+    first_block   bigint      NOT NULL,
+    next_block    bigint      NOT NULL,
+    end_block     bigint      NOT NULL,
+    rows_done     bigint      NOT NULL DEFAULT 0,
+    rows_locked   bigint      NOT NULL DEFAULT 0,
+    rows_damaged  bigint      NOT NULL DEFAULT 0,
+    -- Who worked on it last.
+    worker        integer,
+    changed_at    timestamptz
+);
+COMMENT ON TABLE encryption.job_range IS 'parts of the present step of jobs, which sessions claim';
+
+CREATE INDEX job_range_job_id ON encryption.job_range (job_id);
+
 -- A dump of the database carries the catalog.
 SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
@@ -91,7 +149,9 @@ SELECT pg_extension_config_dump('encryption.key_version', '');
 SELECT pg_extension_config_dump('encryption.key_grant', '');
 SELECT pg_extension_config_dump('encryption.key_event', '');
 
-REVOKE ALL ON SCHEMA encryption FROM PUBLIC;
+-- Procedures that commit run with the rights of their caller, who calls functions in the schema. Its
+-- tables are nobody's but their owner's.
+GRANT USAGE ON SCHEMA encryption TO PUBLIC;
 
 -- Every session learns of a change when it commits.
 CREATE FUNCTION encryption.send_invalidation() RETURNS trigger
@@ -601,6 +661,46 @@ COMMENT ON FUNCTION enc_flush_cache() IS
     'makes this session forget every key; the next use asks the provider again';
 
 GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+
+----------------------------------------------------------------------------------------------------
+-- Jobs: how procedures that commit share and resume the walk through a table. The functions check
+-- that the caller owns the job's table, and write with the rights of the catalog's owner.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.begin_job(
+        kind text, table_id oid, column_name name, key_name text, options jsonb,
+        OUT job_id bigint, OUT is_new boolean)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_begin_job';
+COMMENT ON FUNCTION encryption.begin_job(text, oid, name, text, jsonb) IS
+    'begins a job, or joins or resumes the one that is not completed; at most one per column is';
+
+CREATE FUNCTION encryption.plan_ranges(job_id bigint, step text, table_ids oid[]) RETURNS boolean
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_plan_ranges';
+COMMENT ON FUNCTION encryption.plan_ranges(bigint, text, oid[]) IS
+    'begins the next step of a job, if every range of the present one is finished; whether it did';
+
+CREATE FUNCTION encryption.claim_range(
+        job_id bigint, preferred bigint,
+        OUT job_state text, OUT job_pass integer, OUT range_id bigint, OUT step text, OUT table_id oid,
+        OUT next_block bigint, OUT end_block bigint, OUT others_work boolean, OUT last_step text,
+        OUT last_done bigint, OUT last_locked bigint)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_claim_range';
+COMMENT ON FUNCTION encryption.claim_range(bigint, bigint) IS
+    'claims an unfinished range of a job until the transaction ends; range_id is null if there is none to claim';
+
+CREATE FUNCTION encryption.advance_range(
+        range_id bigint, next_block bigint, rows_done bigint, rows_locked bigint, rows_damaged bigint)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_advance_range';
+COMMENT ON FUNCTION encryption.advance_range(bigint, bigint, bigint, bigint, bigint) IS
+    'notes how far a claimed range was worked through, and what that came to';
+
+CREATE FUNCTION encryption.set_job_state(job_id bigint, state text, error text) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_set_job_state';
+COMMENT ON FUNCTION encryption.set_job_state(bigint, text, text) IS
+    'moves a job into a state; a null error leaves the last one';
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

@@ -65,6 +65,13 @@ pub(crate) enum Error {
     ProviderUnknown { name: String },
     SettingInvalid { setting: &'static str, why: String },
 
+    // Jobs.
+    JobUnknown { job: i64 },
+    JobOfOtherKind { job: i64, kind: String, table: String, column: String },
+    NotTableOwner { table: String },
+    TableUnknown { table: u32 },
+    ColumnUnknown { table: String, column: String },
+
     // The extension itself.
     CatalogDamaged { what: String },
     RandomUnavailable,
@@ -169,6 +176,11 @@ impl Error {
             Self::Provider { provider, key, error } => {
                 describe_provider(provider, key.as_ref(), error)
             }
+            Self::JobUnknown { .. }
+            | Self::JobOfOtherKind { .. }
+            | Self::NotTableOwner { .. }
+            | Self::TableUnknown { .. }
+            | Self::ColumnUnknown { .. } => self.describe_job(),
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
@@ -387,6 +399,37 @@ impl Error {
                 format!("value to encrypt is not valid in encoding {encoding}"),
             )
             .hint("Check the client's encoding (client_encoding). The value is not shown."),
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_job(&self) -> Description {
+        match self {
+            Self::JobUnknown { job } => {
+                Description::new("KE100", format!("job {job} does not exist"))
+                    .hint("See the view enc_stat_progress_rotate.")
+            }
+            Self::JobOfOtherKind { job, kind, table, column } => Description::new(
+                "KE101",
+                format!("column \"{column}\" of {table} has an unfinished job of another kind"),
+            )
+            .detail(format!("Job {job} is of kind \"{kind}\"."))
+            .hint("Finish that job, or undo it."),
+            Self::NotTableOwner { table } => {
+                // insufficient_privilege
+                Description::new("42501", format!("must be owner of table {table}"))
+                    .hint("Its owner, members of that role and superusers may.")
+            }
+            Self::TableUnknown { table } => {
+                // undefined_table
+                Description::new("42P01", format!("table with OID {table} does not exist"))
+                    .hint("It was dropped.")
+            }
+            Self::ColumnUnknown { table, column } => {
+                // undefined_column
+                Description::new("42703", format!("column \"{column}\" of {table} does not exist"))
+                    .hint("Give the column's name as it is in pg_attribute.")
+            }
             _ => unreachable_description(),
         }
     }

@@ -10,6 +10,7 @@ mod ddl;
 mod errors;
 mod fmgr;
 mod functions;
+mod jobs;
 mod keys;
 mod operators;
 mod pg;

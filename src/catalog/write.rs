@@ -7,8 +7,8 @@ use envelope::{KeyName, KeyVersion};
 use keyring::provider::WrappedKey;
 use keyring::version::{CheckValue, Keyspace};
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys;
-use pgrx::spi::{Spi, SpiClient};
+use pgrx::spi::{Spi, SpiClient, SpiTupleTable};
+use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use super::scan::table_oid;
 use super::{DATABASE_KEY, Privilege, State};
@@ -217,13 +217,61 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// The role on whose behalf the catalog is written.
+    pub(crate) fn caller(&self) -> pg_sys::Oid {
+        self.caller
+    }
+
     /// Runs a statement that names everything with its schema; returns the number of rows.
-    fn run(&mut self, sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize, Error> {
-        self.client
-            .update(sql, None, arguments)
-            .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?;
+    pub(crate) fn run(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+    ) -> Result<usize, Error> {
+        self.client.update(sql, None, arguments).map_err(|_| FAILED)?;
         // SAFETY: SPI has just executed a statement and set its number of rows.
         Ok(usize::try_from(unsafe { pg_sys::SPI_processed }).unwrap_or(usize::MAX))
+    }
+
+    /// The first row that such a statement returns, if any.
+    pub(crate) fn row(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+    ) -> Result<Option<WrittenRow<'_>>, Error> {
+        let rows = self.client.update(sql, None, arguments).map_err(|_| FAILED)?;
+        Ok((!rows.is_empty()).then(|| WrittenRow(rows.first())))
+    }
+}
+
+const FAILED: Error = Error::Internal { what: "a statement on the catalog failed" };
+
+/// A row that a statement returned: columns by their number, counted from 1.
+pub(crate) struct WrittenRow<'conn>(SpiTupleTable<'conn>);
+
+impl WrittenRow<'_> {
+    fn get<T: FromDatum + IntoDatum>(&self, column: usize) -> Result<Option<T>, Error> {
+        self.0.get(column).map_err(|_| FAILED)
+    }
+
+    pub(crate) fn boolean(&self, column: usize) -> Result<Option<bool>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn int2(&self, column: usize) -> Result<Option<i16>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn int4(&self, column: usize) -> Result<Option<i32>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn int8(&self, column: usize) -> Result<Option<i64>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn text(&self, column: usize) -> Result<Option<String>, Error> {
+        self.get(column)
     }
 }
 

@@ -4,7 +4,7 @@
 mod grants;
 mod lifecycle;
 mod providers;
-mod rows;
+pub(crate) mod rows;
 mod statistics;
 mod values;
 

@@ -6,11 +6,11 @@ use crate::errors::Error;
 use crate::fmgr::Call;
 
 /// One row: a datum or null for each of the function's OUT parameters.
-pub(super) type Row = Vec<Option<pg_sys::Datum>>;
+pub(crate) type Row = Vec<Option<pg_sys::Datum>>;
 
 /// Returns `rows` from a function that SQL declares to return a set of records, in PostgreSQL's
 /// materialize mode (`src/backend/utils/fmgr/README`).
-pub(super) fn return_rows(call: &mut Call, rows: &[Row]) -> Result<pg_sys::Datum, Error> {
+pub(crate) fn return_rows(call: &mut Call, rows: &[Row]) -> Result<pg_sys::Datum, Error> {
     const UNEXPECTED: Error = Error::Internal { what: "a set of rows is not accepted here" };
     // SAFETY: the call is valid; what resultinfo points to is checked by its node tag; tuplestore
     // and descriptor are made in the memory context that lives as long as the query.
