@@ -15,6 +15,7 @@ mod keys;
 mod operators;
 mod pg;
 mod providers;
+mod rotation;
 mod session;
 mod settings;
 mod types;
