@@ -340,9 +340,7 @@ impl Error {
                 format!("version {version} of key \"database\" is what digests are made with"),
             )
             .detail("Without it no index on digests can be searched or changed.")
-            .hint(
-                "Move the digests to the active version first with SELECT enc_rotate_digest().",
-            ),
+            .hint("Move the digests to the active version first with SELECT enc_rotate_digest()."),
             _ => unreachable_description(),
         }
     }
