@@ -4,6 +4,8 @@
 //! What is more about Vault is in `vault`, `outages` and `faults`, and `file` is in `keyring_file`. What a
 //! provider does without a database is in `crates/keyring/tests`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod servers;
 mod story;
 

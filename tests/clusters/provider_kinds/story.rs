@@ -304,7 +304,6 @@ impl<'a> Story<'a> {
     #[track_caller]
     pub(crate) fn fails(&mut self, session: &mut Client, sqlstate: &str) {
         let text = texts_of(&session.fails(READ, sqlstate));
-        println!("{sqlstate}: {text}");
         let provider = format!("provider \"{}\"", self.subject.kind.name());
         assert!(text.contains(&provider), "{text}");
         self.told.push_str(&text);
@@ -329,7 +328,6 @@ impl<'a> Story<'a> {
         let wrong: Vec<_> = report.iter().filter(|(_, ok, ..)| !ok).collect();
         assert!(!wrong.is_empty(), "{sqlstate}: {report:?}");
         for (what, _, detail, hint) in wrong {
-            println!("check, {sqlstate}: {what}: {detail} {hint}");
             assert!(!detail.is_empty() && !hint.is_empty(), "{what}");
         }
     }
