@@ -144,9 +144,9 @@ unsafe fn prepare_drop(command: &pg_sys::DropStmt) -> Result<(), Error> {
     // SAFETY: DROP EXTENSION and DROP SCHEMA have lists of names.
     let mut names = unsafe { elements::<pg_sys::Node>(command.objects) }.into_iter();
     let drops = match command.removeType {
-        // SAFETY: as above.
         pg_sys::ObjectType::OBJECT_EXTENSION => {
-            names.any(|name| Extension::goes_with(unsafe { text_of(name) }))
+            // SAFETY: as above.
+            names.any(|name| unsafe { Extension::goes_with(text_of(name)) })
         }
         pg_sys::ObjectType::OBJECT_SCHEMA => names.any(|name| {
             // SAFETY: as above; InvalidOid if there is no such schema.

@@ -26,12 +26,13 @@ pub(super) fn check_relation(relation: pg_sys::Oid, contents: &mut Contents) -> 
         let Some(encrypted) = contents.without_key(column.type_oid, column.modifier) else {
             continue;
         };
-        if matches!(kind, b'r' | b'p') && takes_modifier(column.type_oid, encrypted) {
-            if let Some(key) = settings::default_key()? {
-                keys::named(&key)?;
-                set_modifier(relation, &column, key.as_str())?;
-                continue;
-            }
+        if matches!(kind, b'r' | b'p')
+            && takes_modifier(column.type_oid, encrypted)
+            && let Some(key) = settings::default_key()?
+        {
+            keys::named(&key)?;
+            set_modifier(relation, &column, key.as_str())?;
+            continue;
         }
         refuse(Error::WithoutKey {
             object: format!("column \"{}\" of \"{}\"", column.name, relation_name(relation)),

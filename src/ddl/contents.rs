@@ -145,10 +145,11 @@ pub(super) enum Inside {
 
 /// What is inside of a type.
 pub(super) fn inside(form: &TypeForm) -> Inside {
-    // SAFETY: look-ups in system caches; InvalidOid for what isn't there.
     match form.typtype.cast_unsigned() {
         b'd' => Inside::Type(form.typbasetype),
+        // SAFETY: a look-up in a system cache; InvalidOid if it isn't there.
         b'r' => Inside::Type(unsafe { pg_sys::get_range_subtype(form.oid) }),
+        // SAFETY: as above.
         b'm' => Inside::Type(unsafe { pg_sys::get_multirange_range(form.oid) }),
         b'c' => Inside::Columns(form.typrelid),
         // Arrays, and what is subscripted as they are (name, point), which holds nothing of ours.

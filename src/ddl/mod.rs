@@ -121,21 +121,28 @@ impl Change {
     }
 
     fn add(&mut self, reported: &Reported, contents: &mut Contents) {
+        let object = reported.object;
         match (reported.catalog, reported.relation) {
-            (pg_sys::RelationRelationId, None) => self.add_relation(reported.object, contents),
-            // An index, or a statistics object.
+            (pg_sys::RelationRelationId, None) => self.add_relation(object, contents),
             (pg_sys::RelationRelationId | STATISTICS_OBJECTS, Some(table)) => {
-                if row_type(table).is_some_and(|row_type| contents.holds(row_type)) {
-                    self.objects.push(reported.object);
-                }
+                self.add_object_on(table, object, contents);
             }
             (pg_sys::TypeRelationId, Some(relation)) => self.add_relation(relation, contents),
-            (pg_sys::TypeRelationId, None) => {
-                if self.add_type(reported.object, contents) {
-                    self.named_types.push(reported.object);
-                }
-            }
+            (pg_sys::TypeRelationId, None) => self.add_named_type(object, contents),
             _ => {}
+        }
+    }
+
+    /// Adds an index or a statistics object.
+    fn add_object_on(&mut self, table: pg_sys::Oid, object: pg_sys::Oid, contents: &mut Contents) {
+        if row_type(table).is_some_and(|row_type| contents.holds(row_type)) {
+            self.objects.push(object);
+        }
+    }
+
+    fn add_named_type(&mut self, type_oid: pg_sys::Oid, contents: &mut Contents) {
+        if self.add_type(type_oid, contents) {
+            self.named_types.push(type_oid);
         }
     }
 
