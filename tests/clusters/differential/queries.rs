@@ -84,6 +84,9 @@ const TYPED: &[Sent] =
 /// Where plain SQL needs a type that all are of.
 const TEXT: &[Sent] = &[Sent::AsColumn, Sent::AsText, Sent::Untyped];
 
+/// The topic that needs a nondeterministic collation.
+pub const NONDETERMINISTIC: &str = "collations";
+
 pub const TOPICS: &[(&str, &[Query])] = &[
     ("lookups", LOOKUPS),
     ("lists", LISTS),
@@ -95,7 +98,7 @@ pub const TOPICS: &[(&str, &[Query])] = &[
     ("grouping", GROUPING),
     ("windows", WINDOWS),
     ("text functions", TEXT_FUNCTIONS),
-    ("collations", COLLATIONS),
+    (NONDETERMINISTIC, COLLATIONS),
     ("expressions", EXPRESSIONS),
     ("set operations", SET_OPERATIONS),
     ("subqueries", SUBQUERIES),
