@@ -1893,7 +1893,7 @@ BEGIN
     -- Statements here each see what was committed before them, whatever the session's default is.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    PERFORM encryption.begin_batch(lock_timeout, false);
+    PERFORM encryption.begin_batch('0', false);
 
     SELECT attnum INTO number FROM pg_attribute
      WHERE attrelid = table_name AND attname = column_name AND attnum > 0 AND NOT attisdropped;
@@ -1941,12 +1941,18 @@ BEGIN
         IF work.range_id IS NULL THEN
             IF work.others_work THEN
                 PERFORM pg_sleep(0.05);
-            ELSIF work.last_step = 'walk' THEN
-                PERFORM encryption.plan_ranges(this_job, 'check', ARRAY[table_name::oid]);
-            ELSE
-                tables := ARRAY(SELECT encryption.tables_of(table_name));
-                PERFORM encryption.plan_ranges(this_job, 'walk', tables);
+                CONTINUE;
             END IF;
+            BEGIN
+                IF work.last_step = 'walk' THEN
+                    PERFORM encryption.plan_ranges(this_job, 'check', ARRAY[table_name::oid]);
+                ELSE
+                    tables := ARRAY(SELECT encryption.tables_of(table_name));
+                    PERFORM encryption.plan_ranges(this_job, 'walk', tables);
+                END IF;
+            EXCEPTION WHEN lock_not_available THEN
+                PERFORM pg_sleep(0.1);
+            END;
             CONTINUE;
         END IF;
 
@@ -2053,6 +2059,8 @@ BEGIN
             END;
         END IF;
 
+        -- What follows waits for nobody but sessions that note their progress, too.
+        PERFORM set_config('lock_timeout', '0', true);
         IF outcome = 'locked' THEN
             -- Somebody has locked the table.
             COMMIT;
@@ -2103,7 +2111,6 @@ BEGIN
                 COMMIT;
                 EXIT;
             END IF;
-            PERFORM encryption.plan_ranges(this_job, 'walk', tables);
             COMMIT;
             IF fruitless > 0 THEN
                 PERFORM pg_sleep(least(0.05 * 2 ^ fruitless, 2));

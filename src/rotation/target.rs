@@ -23,7 +23,9 @@ sql_function! {
         // SAFETY: look-ups in system caches; the table exists, and so does what it is made of.
         unsafe {
             let name = pg_sys::get_attname(table_id, number, true);
-            if name.is_null() {
+            // A dropped column keeps a row in pg_attribute, without a type.
+            let has_type = pg_sys::get_atttype(table_id, number) != pg_sys::InvalidOid;
+            if name.is_null() || !has_type {
                 return Err(Error::ColumnDropped { table });
             }
             let column = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
