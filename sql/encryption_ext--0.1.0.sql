@@ -164,6 +164,82 @@ CREATE TABLE encryption.key_event (
 );
 COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when, by whom and from where';
 
+-- Work on a column that takes many transactions: re-encryption, and migration from and to plaintext.
+-- It outlives crashes and cancels; the call that began it goes on where it was. Object ids say what
+-- it works on, whatever is renamed meanwhile; names say what it worked on after that is gone. A dump
+-- leaves jobs out, since object ids and blocks mean nothing elsewhere.
+CREATE TABLE encryption.job (
+    job_id        bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind          text        NOT NULL CHECK (kind IN ('rotate', 'encrypt', 'decrypt')),
+    -- running: as far as anyone knows. paused: until a provider answers again. canceled: by
+    -- enc_rotation_cancel. failed: by last_error. incomplete: walked, but with values left out that
+    -- last_error tells of. completed: for good; the next call begins another job.
+    state         text        NOT NULL DEFAULT 'running'
+                              CHECK (state IN ('running', 'paused', 'canceled', 'failed', 'incomplete', 'completed')),
+    table_id      oid         NOT NULL,
+    column_number smallint    NOT NULL,
+    table_name    text        NOT NULL,
+    column_name   name        NOT NULL,
+    key_name      text,
+    from_version  integer,
+    to_version    integer,
+    options       jsonb       NOT NULL DEFAULT '{}',
+    -- How often the table was begun to be walked, and what the finished steps came to.
+    pass          integer     NOT NULL DEFAULT 0,
+    rows_total    bigint,
+    rows_done     bigint      NOT NULL DEFAULT 0,
+    rows_damaged  bigint      NOT NULL DEFAULT 0,
+    last_error    text,
+    started_by    name        NOT NULL,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When the job was begun or gone on with last, and how many rows were done then.
+    resumed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    resumed_rows  bigint      NOT NULL DEFAULT 0,
+    ended_at      timestamptz
+);
+COMMENT ON TABLE encryption.job IS 'work on columns that takes many transactions';
+
+CREATE UNIQUE INDEX job_one_per_column ON encryption.job (table_id, column_number) WHERE state <> 'completed';
+
+-- The parts of a job's present step. A session claims one by locking its row, for one transaction at
+-- a time: so the claim of a session that is gone is gone with it, and what it committed is kept.
+CREATE TABLE encryption.job_range (
+    range_id      bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id        bigint      NOT NULL REFERENCES encryption.job ON DELETE CASCADE,
+    -- What is done with it: walk (change the rows of these blocks), or check (see with one snapshot
+    -- what is left in the whole table; its blocks are 0 to 1).
+    step          text        NOT NULL CHECK (step IN ('walk', 'check')),
+    table_id      oid         NOT NULL,
+    first_block   bigint      NOT NULL,
+    next_block    bigint      NOT NULL,
+    end_block     bigint      NOT NULL,
+    rows_done     bigint      NOT NULL DEFAULT 0,
+    rows_locked   bigint      NOT NULL DEFAULT 0,
+    rows_damaged  bigint      NOT NULL DEFAULT 0,
+    -- Who worked on it last.
+    worker        integer,
+    changed_at    timestamptz
+);
+COMMENT ON TABLE encryption.job_range IS 'parts of the present step of jobs, which sessions claim';
+
+CREATE INDEX job_range_job_id ON encryption.job_range (job_id);
+
+-- What enc_verify_version_unused found out. A dump leaves it out: it proves nothing of a copy.
+CREATE TABLE encryption.version_proof (
+    proof_id    bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    key_id      integer     NOT NULL,
+    version     integer     NOT NULL,
+    -- Every transaction that began before had ended when the database was looked through.
+    horizon     timestamptz NOT NULL,
+    is_unused   boolean     NOT NULL,
+    findings    jsonb       NOT NULL,
+    verified_by name        NOT NULL,
+    verified_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+);
+COMMENT ON TABLE encryption.version_proof IS 'proofs that a version of a key is unused, and attempts at one';
+
 -- A dump of the database carries the catalog.
 SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
@@ -174,7 +250,9 @@ SELECT pg_extension_config_dump('encryption.backup_version', '');
 SELECT pg_extension_config_dump('encryption.event_chain', '');
 SELECT pg_extension_config_dump('encryption.key_event', '');
 
-REVOKE ALL ON SCHEMA encryption FROM PUBLIC;
+-- Procedures that commit run with the rights of their caller, who calls functions in the schema. Its
+-- tables are nobody's but their owner's.
+GRANT USAGE ON SCHEMA encryption TO PUBLIC;
 
 -- Every session learns of a change when it commits.
 CREATE FUNCTION encryption.send_invalidation() RETURNS trigger
@@ -1492,6 +1570,986 @@ COMMENT ON FUNCTION enc_flush_cache() IS
 GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_key_checks,
     enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
 GRANT SELECT ON enc_backups TO pg_monitor;
+
+----------------------------------------------------------------------------------------------------
+-- Jobs: how procedures that commit share and resume the walk through a table. The functions check
+-- that the caller owns the job's table, and write with the rights of the catalog's owner.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.begin_job(
+        kind text, table_id oid, column_name name, key_name text, options jsonb,
+        OUT job_id bigint, OUT is_new boolean)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_begin_job';
+COMMENT ON FUNCTION encryption.begin_job(text, oid, name, text, jsonb) IS
+    'begins a job, or joins or resumes the one that is not completed; at most one per column is';
+
+CREATE FUNCTION encryption.plan_ranges(job_id bigint, step text, table_ids oid[]) RETURNS boolean
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_plan_ranges';
+COMMENT ON FUNCTION encryption.plan_ranges(bigint, text, oid[]) IS
+    'begins the next step of a job, if every range of the present one is finished; whether it did';
+
+CREATE FUNCTION encryption.claim_range(
+        job_id bigint, preferred bigint,
+        OUT job_state text, OUT job_pass integer, OUT range_id bigint, OUT step text, OUT table_id oid,
+        OUT next_block bigint, OUT end_block bigint, OUT others_work boolean, OUT last_step text,
+        OUT last_done bigint, OUT last_locked bigint)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_claim_range';
+COMMENT ON FUNCTION encryption.claim_range(bigint, bigint) IS
+    'claims an unfinished range of a job until the transaction ends; range_id is null if there is none to claim';
+
+CREATE FUNCTION encryption.advance_range(
+        range_id bigint, next_block bigint, rows_done bigint, rows_locked bigint, rows_damaged bigint)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_advance_range';
+COMMENT ON FUNCTION encryption.advance_range(bigint, bigint, bigint, bigint, bigint) IS
+    'notes how far a claimed range was worked through, and what that came to';
+
+CREATE FUNCTION encryption.set_job_state(job_id bigint, state text, error text) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_set_job_state';
+COMMENT ON FUNCTION encryption.set_job_state(bigint, text, text) IS
+    'moves a job into a state; a null error leaves the last one';
+
+----------------------------------------------------------------------------------------------------
+-- Rotation of columns. Procedures run with the rights of their caller and commit, so they can't have
+-- a search path of their own: each transaction sets it, by encryption.begin_batch.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.is_outdated(encrypted_text) RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_is_outdated';
+CREATE FUNCTION encryption.is_outdated(encrypted_bytea) RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_is_outdated';
+-- The same of every encrypted value that an array, a domain or a composite holds.
+CREATE FUNCTION encryption.holds_outdated("any") RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_holds_outdated';
+CREATE FUNCTION encryption.rotate_within(anyelement) RETURNS anyelement
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_rotate_within';
+CREATE FUNCTION encryption.damage("any") RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_damage';
+CREATE FUNCTION encryption.version_under(encrypted_text, integer) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_version_under';
+CREATE FUNCTION encryption.version_under(encrypted_bytea, integer) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_version_under';
+CREATE FUNCTION encryption.versions_within("any", integer) RETURNS integer[]
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_versions_within';
+
+-- The name of a column that can be rotated; an error that says why, if it can't.
+CREATE FUNCTION encryption.rotatable_column(table_id oid, column_number smallint) RETURNS name
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_rotatable_column';
+
+-- How many bytes of WAL the furthest standby that is connected has yet to replay; null without one.
+CREATE FUNCTION encryption.replica_lag() RETURNS bigint
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_replica_lag';
+
+-- Every column that holds encrypted values, and each key that they are under: by itself, or in
+-- arrays, domains, composite types and ranges, however nested.
+CREATE VIEW encryption.encrypted_column AS
+WITH RECURSIVE holder (type_id, key_id) AS (
+    -- A key_id of null: whatever the type modifier of the column, domain or attribute says.
+    SELECT type.oid, NULL::integer
+      FROM pg_type type
+     WHERE type.oid IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+  UNION
+    SELECT outer_type.type_id, outer_type.key_id
+      FROM holder
+     CROSS JOIN LATERAL (
+        SELECT type.oid, holder.key_id
+          FROM pg_type type
+         WHERE type.typelem = holder.type_id AND type.typcategory = 'A'
+      UNION ALL
+        SELECT type.oid, coalesce(holder.key_id, nullif(type.typtypmod, -1))
+          FROM pg_type type
+         WHERE type.typtype = 'd' AND type.typbasetype = holder.type_id
+      UNION ALL
+        SELECT class.reltype, coalesce(holder.key_id, nullif(attribute.atttypmod, -1))
+          FROM pg_attribute attribute
+          JOIN pg_class class ON class.oid = attribute.attrelid
+         WHERE attribute.atttypid = holder.type_id AND attribute.attnum > 0
+           AND NOT attribute.attisdropped AND class.reltype <> 0
+      UNION ALL
+        SELECT range.rngtypid, NULL FROM pg_range range WHERE range.rngsubtype = holder.type_id
+      UNION ALL
+        SELECT range.rngmultitypid, NULL FROM pg_range range WHERE range.rngsubtype = holder.type_id
+     ) outer_type (type_id, key_id)
+)
+SELECT DISTINCT
+       class.oid AS table_id,
+       attribute.attnum AS column_number,
+       format('%I.%I', namespace.nspname, class.relname) AS table_name,
+       attribute.attname AS column_name,
+       class.relkind AS kind,
+       class.relowner::regrole AS owner,
+       coalesce(holder.key_id, nullif(attribute.atttypmod, -1), database.key_id) AS key_id,
+       attribute.atttypid AS type_id,
+       -- Not the type itself, nor a domain over it.
+       attribute.atttypid NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+           AS is_nested,
+       attribute.attgenerated <> '' AS is_generated,
+       class.relpersistence = 't' AND class.relnamespace <> pg_my_temp_schema() AS is_temporary_elsewhere,
+       attribute.attinhcount > 0 AS is_inherited
+  FROM holder
+  JOIN pg_attribute attribute ON attribute.atttypid = holder.type_id
+  JOIN pg_class class ON class.oid = attribute.attrelid AND class.relkind IN ('r', 'p', 'm', 'f')
+  JOIN pg_namespace namespace ON namespace.oid = class.relnamespace
+  LEFT JOIN encryption.key database ON database.name = 'database'
+ WHERE attribute.attnum > 0 AND NOT attribute.attisdropped;
+COMMENT ON VIEW encryption.encrypted_column IS 'columns that hold encrypted values, and each key that they may be under';
+GRANT SELECT ON encryption.encrypted_column TO PUBLIC;
+
+-- A table, its partitions and its inheritance children, as far as they store rows here.
+CREATE FUNCTION encryption.tables_of(table_id oid) RETURNS SETOF oid
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+WITH RECURSIVE family (id) AS (
+    SELECT table_id
+  UNION
+    SELECT inherits.inhrelid FROM family JOIN pg_inherits inherits ON inherits.inhparent = family.id
+)
+SELECT class.oid FROM family JOIN pg_class class ON class.oid = family.id AND class.relkind = 'r' ORDER BY 1
+$$;
+
+-- The query that counts, with one snapshot, the rows of some tables that are outdated in a column.
+CREATE FUNCTION encryption.count_outdated_query(table_ids oid[], condition text) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+SELECT coalesce(
+    'SELECT count(*) FROM (' ||
+    string_agg(format('SELECT FROM ONLY %s WHERE %s', id::regclass, condition), ' UNION ALL ') || ') outdated',
+    'SELECT 0::bigint')
+  FROM unnest(table_ids) id
+$$;
+
+-- The settings that each transaction of a procedure runs with.
+CREATE FUNCTION encryption.begin_batch(lock_timeout interval, off_triggers boolean) RETURNS void
+    LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    -- Who may not see every row gets an error instead of a table with old values left.
+    PERFORM set_config('row_security', 'off', true);
+    PERFORM set_config('lock_timeout', (extract(epoch FROM lock_timeout) * 1000)::bigint::text, true);
+    PERFORM set_config('enable_tidscan', 'on', true);
+    IF off_triggers THEN
+        PERFORM set_config('session_replication_role', 'replica', true);
+    END IF;
+END $$;
+
+CREATE VIEW enc_stat_progress_rotate AS
+SELECT job.job_id AS job,
+       job.table_name,
+       job.column_name,
+       job.key_name,
+       job.state,
+       job.from_version,
+       job.to_version,
+       job.pass,
+       ranges.step,
+       done.rows AS rows_done,
+       greatest(job.rows_total, done.rows) AS rows_total,
+       coalesce(job.rows_damaged, 0) + coalesce(ranges.rows_damaged, 0) AS rows_damaged,
+       ranges.blocks_done,
+       ranges.blocks_total,
+       CASE WHEN job.state = 'completed' THEN 100
+            ELSE round(100.0 * ranges.blocks_done / nullif(ranges.blocks_total, 0), 1) END AS percent,
+       round(rate.rows_per_second) AS rows_per_second,
+       CASE WHEN job.ended_at IS NULL
+            THEN date_trunc('second', make_interval(secs => (greatest(job.rows_total, done.rows) - done.rows)
+                                                            / nullif(rate.rows_per_second, 0))) END AS time_left,
+       ranges.workers,
+       job.last_error,
+       job.started_by,
+       job.started_at,
+       job.ended_at
+  FROM encryption.job
+  LEFT JOIN LATERAL (
+        SELECT max(r.step) AS step,
+               sum(r.rows_done) FILTER (WHERE r.step = 'walk') AS rows_done,
+               sum(r.rows_damaged) AS rows_damaged,
+               sum(r.next_block - r.first_block) AS blocks_done,
+               sum(r.end_block - r.first_block) AS blocks_total,
+               max(r.changed_at) AS changed_at,
+               count(DISTINCT r.worker) FILTER (
+                   WHERE r.changed_at > clock_timestamp() - interval '1 minute'
+                     AND r.worker IN (SELECT activity.pid FROM pg_stat_activity activity)) AS workers
+          FROM encryption.job_range r WHERE r.job_id = job.job_id) ranges ON true
+ CROSS JOIN LATERAL (SELECT job.rows_done + coalesce(ranges.rows_done, 0)) done (rows)
+ -- Of the present call: the time that a job lay idle doesn't count.
+ CROSS JOIN LATERAL (
+        SELECT (done.rows - job.resumed_rows)
+               / nullif(extract(epoch FROM coalesce(ranges.changed_at, job.changed_at) - job.resumed_at), 0)
+       ) rate (rows_per_second)
+ WHERE job.kind = 'rotate';
+COMMENT ON VIEW enc_stat_progress_rotate IS 'rotations of columns: how far they are';
+GRANT SELECT ON enc_stat_progress_rotate TO PUBLIC;
+
+CREATE FUNCTION enc_rotation_cancel(job bigint) RETURNS void
+    LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM encryption.set_job_state(job, 'canceled', NULL);
+END $$;
+COMMENT ON FUNCTION enc_rotation_cancel(bigint) IS
+    'has the sessions that work on a rotation stop after their present batch; the same call goes on with it';
+
+CREATE PROCEDURE enc_rotate_column(
+    table_name      regclass,
+    column_name     name,
+    batch_size      integer  DEFAULT 10000,
+    sleep           interval DEFAULT '0',
+    max_rate        integer  DEFAULT NULL,
+    max_replica_lag text     DEFAULT NULL,
+    lock_timeout    interval DEFAULT '100 milliseconds',
+    fire_triggers   boolean  DEFAULT false,
+    skip_damaged    boolean  DEFAULT false,
+    outage_timeout  interval DEFAULT '10 minutes')
+    LANGUAGE plpgsql AS $$
+DECLARE
+    number         smallint;    -- of the column, which may be renamed meanwhile
+    present_name   name;
+    this_job       bigint;
+    off_triggers   boolean := false;
+    tables         oid[];
+    work           record;
+    progress       record;
+    -- The parts of the statements that change and count rows.
+    is_nested      boolean;
+    rotated        text;
+    outdated       text;
+    sound          text;        -- outdated, and can be decrypted
+    place          text;
+    -- The batch.
+    preferred      bigint;
+    batch_blocks   bigint;
+    last_block     bigint;
+    began          timestamptz;
+    seconds        double precision;
+    changed        bigint;
+    held_back      bigint;
+    damaged        bigint;
+    outcome        text;
+    bad            record;
+    -- The error that a batch ended with.
+    code           text;
+    message        text;
+    detail         text;
+    hint           text;
+    -- This call.
+    session_began  timestamptz := clock_timestamp();
+    session_rows   bigint := 0;
+    told_at        timestamptz := clock_timestamp();
+    outage_since   timestamptz;
+    pause          double precision;
+    done_at_check  bigint := -1;
+    fruitless      integer := 0;
+    all_damaged    bigint := 0;
+    -- Passes that change nothing while rows are left, before the job is given up as incomplete.
+    FRUITLESS_MAX  CONSTANT integer := 30;
+BEGIN
+    IF table_name IS NULL OR column_name IS NULL OR batch_size IS NULL OR sleep IS NULL
+        OR lock_timeout IS NULL OR fire_triggers IS NULL OR skip_damaged IS NULL OR outage_timeout IS NULL
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = 'argument must not be null',
+            HINT = 'Only max_rate and max_replica_lag may be null, for no limit.';
+    END IF;
+    IF batch_size < 1 OR sleep < '0' OR max_rate < 1 OR lock_timeout <= '0' OR outage_timeout < '0'
+        OR pg_size_bytes(max_replica_lag) < 0
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument out of range',
+            HINT = 'batch_size, max_rate and lock_timeout must be greater than 0, and no other argument less.';
+    END IF;
+    -- Statements here each see what was committed before them, whatever the session's default is.
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM encryption.begin_batch(lock_timeout, false);
+
+    SELECT attnum INTO number FROM pg_attribute
+     WHERE attrelid = table_name AND attname = column_name AND attnum > 0 AND NOT attisdropped;
+    IF number IS NOT NULL THEN
+        present_name := encryption.rotatable_column(table_name, number);
+    END IF;
+    SELECT b.job_id INTO this_job
+      FROM encryption.begin_job('rotate', table_name, column_name,
+               (SELECT string_agg(DISTINCT key.name, ', ')
+                  FROM encryption.encrypted_column c JOIN @extschema@.enc_keys key ON key.key_id = c.key_id
+                 WHERE c.table_id = enc_rotate_column.table_name AND c.column_number = number),
+               jsonb_build_object(
+                   'batch_size', batch_size, 'sleep', sleep, 'max_rate', max_rate,
+                   'max_replica_lag', max_replica_lag, 'lock_timeout', lock_timeout,
+                   'fire_triggers', fire_triggers, 'skip_damaged', skip_damaged)) b;
+
+    -- A user's trigger or rule sees no change of the value, only of its ciphertext.
+    IF NOT fire_triggers AND EXISTS (
+        SELECT FROM encryption.tables_of(table_name) id
+         WHERE EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = id AND NOT t.tgisinternal
+                          AND t.tgenabled = 'O' AND t.tgtype & 16 <> 0)
+            OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = id AND r.ev_type = '2' AND r.ev_enabled = 'O'))
+    THEN
+        BEGIN
+            PERFORM set_config('session_replication_role', 'replica', true);
+            off_triggers := true;
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE EXCEPTION USING ERRCODE = 'KE104',
+                MESSAGE = format('triggers or rules of %s would fire for each row that is rotated', table_name),
+                DETAIL = 'To leave them out needs the right to set session_replication_role.',
+                HINT = 'Call it with fire_triggers => true, or as a superuser.';
+        END;
+    END IF;
+
+    LOOP
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM encryption.begin_batch(lock_timeout, off_triggers);
+        SELECT * INTO work FROM encryption.claim_range(this_job, preferred);
+        IF work.job_state NOT IN ('running', 'paused') THEN
+            RAISE NOTICE 'rotation of %.% stopped: job % is %', table_name, column_name, this_job, work.job_state;
+            EXIT;
+        END IF;
+
+        IF work.range_id IS NULL THEN
+            IF work.others_work THEN
+                PERFORM pg_sleep(0.05);
+            ELSIF work.last_step = 'walk' THEN
+                PERFORM encryption.plan_ranges(this_job, 'check', ARRAY[table_name::oid]);
+            ELSE
+                tables := ARRAY(SELECT encryption.tables_of(table_name));
+                PERFORM encryption.plan_ranges(this_job, 'walk', tables);
+            END IF;
+            CONTINUE;
+        END IF;
+
+        -- What is to be done, in the words of the table as it is now.
+        changed := 0;
+        held_back := 0;
+        damaged := 0;
+        outcome := 'done';
+        began := clock_timestamp();
+        BEGIN
+            present_name := encryption.rotatable_column(table_name, number);
+            IF work.range_id IS DISTINCT FROM preferred THEN
+                preferred := work.range_id;
+                -- A domain is looked into as arrays and composites are.
+                SELECT atttypid NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+                  INTO STRICT is_nested FROM pg_attribute WHERE attrelid = table_name AND attnum = number;
+                SELECT greatest(1, batch_size / greatest(1,
+                           coalesce(nullif(reltuples, -1) / nullif(relpages, 0), 60)))::bigint
+                  INTO batch_blocks FROM pg_class WHERE oid = work.table_id;
+            END IF;
+            outdated := format(CASE WHEN is_nested THEN 'encryption.holds_outdated(%I)'
+                                    ELSE 'encryption.is_outdated(%I)' END, present_name);
+            rotated := format(CASE WHEN is_nested THEN 'encryption.rotate_within(%I)'
+                                   ELSE '@extschema@.enc_rotate(%I)' END, present_name);
+            -- What is outdated is looked at only where that can be.
+            sound := format('CASE WHEN encryption.damage(%I) IS NULL THEN %s END', present_name, outdated);
+            IF work.step = 'check' THEN
+                tables := ARRAY(SELECT encryption.tables_of(table_name));
+                IF all_damaged > 0 THEN
+                    outdated := sound;
+                END IF;
+                EXECUTE encryption.count_outdated_query(tables, outdated) INTO held_back;
+            ELSE
+                last_block := least(work.next_block + batch_blocks, work.end_block);
+                place := format('ctid >= ''(%s,0)'' AND ctid < ''(%s,0)''', work.next_block, last_block);
+                EXECUTE format('UPDATE ONLY %s SET %I = %s WHERE %s AND %s',
+                    work.table_id::regclass, present_name, rotated, place, outdated);
+                GET DIAGNOSTICS changed = ROW_COUNT;
+            END IF;
+        EXCEPTION
+            WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                outcome := 'locked';
+            WHEN others THEN
+                GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                    detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+                outcome := 'error';
+        END;
+
+        -- What nobody holds, without waiting; what is held is come back to in the next pass.
+        IF outcome = 'locked' AND work.step = 'walk' THEN
+            BEGIN
+                EXECUTE format(
+                    'UPDATE ONLY %1$s SET %2$I = %3$s WHERE ctid = ANY (ARRAY('
+                    'SELECT ctid FROM ONLY %1$s WHERE %4$s AND %5$s FOR NO KEY UPDATE SKIP LOCKED))',
+                    work.table_id::regclass, present_name, rotated, place, outdated);
+                GET DIAGNOSTICS changed = ROW_COUNT;
+                EXECUTE format('SELECT count(*) FROM ONLY %s WHERE %s AND %s',
+                    work.table_id::regclass, place, outdated) INTO held_back;
+                outcome := 'done';
+            EXCEPTION
+                WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                    outcome := 'locked';
+                WHEN others THEN
+                    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+                    outcome := 'error';
+            END;
+        END IF;
+
+        -- A value that can't be decrypted: which, and what else there is to be rotated.
+        IF outcome = 'error' AND (code LIKE 'KE04_' OR code IN ('KE003', 'KE006', 'KE009')) THEN
+            BEGIN
+                IF work.step = 'check' THEN
+                    EXECUTE encryption.count_outdated_query(tables, sound) INTO held_back;
+                    outcome := 'done';
+                ELSE
+                    FOR bad IN EXECUTE format(
+                        'SELECT ctid AS place, encryption.damage(%1$I) AS damage FROM ONLY %2$s'
+                        ' WHERE %3$s AND encryption.damage(%1$I) IS NOT NULL',
+                        present_name, work.table_id::regclass, place)
+                    LOOP
+                        damaged := damaged + 1;
+                        message := format('row %s of %s, column "%s": %s', bad.place, work.table_id::regclass,
+                                          present_name, bad.damage);
+                        EXIT WHEN NOT skip_damaged;
+                        RAISE WARNING USING MESSAGE = message;
+                    END LOOP;
+                    IF damaged > 0 AND skip_damaged THEN
+                        EXECUTE format('UPDATE ONLY %s SET %I = %s WHERE %s AND %s',
+                            work.table_id::regclass, present_name, rotated, place, sound);
+                        GET DIAGNOSTICS changed = ROW_COUNT;
+                        outcome := 'damaged';
+                    ELSIF damaged > 0 THEN
+                        hint := 'Restore the row from a backup, or call it with skip_damaged => true, which leaves it as it is.';
+                    END IF;
+                END IF;
+            EXCEPTION
+                WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                    outcome := 'locked';
+                WHEN others THEN
+                    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+                    outcome := 'error';
+            END;
+        END IF;
+
+        IF outcome = 'locked' THEN
+            -- Somebody has locked the table.
+            COMMIT;
+            PERFORM pg_sleep(0.1);
+            CONTINUE;
+        END IF;
+
+        IF outcome = 'error' THEN
+            -- A provider that is out of reach may be back soon.
+            IF code IN ('KE062', 'KE063', 'KE064', 'KE065', 'KE080') THEN
+                outage_since := coalesce(outage_since, clock_timestamp());
+                PERFORM encryption.set_job_state(this_job, 'paused', message);
+                IF clock_timestamp() < outage_since + outage_timeout THEN
+                    COMMIT;
+                    RAISE NOTICE 'rotation of %.% paused: %', table_name, column_name, message;
+                    PERFORM pg_sleep(least(1 + extract(epoch FROM clock_timestamp() - outage_since) / 4, 30));
+                    CONTINUE;
+                END IF;
+            ELSE
+                PERFORM encryption.set_job_state(this_job, 'failed', message);
+            END IF;
+            COMMIT;
+            RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message, DETAIL = coalesce(detail, ''),
+                HINT = coalesce(nullif(hint, ''), 'Remove the cause and repeat the call: it goes on where it was.');
+        END IF;
+        outage_since := NULL;
+        IF work.job_state = 'paused' THEN
+            PERFORM encryption.set_job_state(this_job, 'running', NULL);
+        END IF;
+
+        IF work.step = 'check' THEN
+            PERFORM encryption.advance_range(work.range_id, 1, 0, held_back, 0);
+            SELECT * INTO STRICT progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+            all_damaged := progress.rows_damaged;
+            IF held_back = 0 THEN
+                PERFORM encryption.set_job_state(this_job,
+                    CASE WHEN all_damaged = 0 THEN 'completed' ELSE 'incomplete' END,
+                    CASE WHEN all_damaged > 0 THEN progress.last_error END);
+                COMMIT;
+                EXIT;
+            END IF;
+            fruitless := CASE WHEN progress.rows_done = done_at_check THEN fruitless + 1 ELSE 0 END;
+            done_at_check := progress.rows_done;
+            IF fruitless > FRUITLESS_MAX THEN
+                PERFORM encryption.set_job_state(this_job, 'incomplete', format(
+                    '%s row(s) are locked by other sessions, or a trigger or rule keeps them from being changed',
+                    held_back));
+                COMMIT;
+                EXIT;
+            END IF;
+            PERFORM encryption.plan_ranges(this_job, 'walk', tables);
+            COMMIT;
+            IF fruitless > 0 THEN
+                PERFORM pg_sleep(least(0.05 * 2 ^ fruitless, 2));
+            END IF;
+            CONTINUE;
+        END IF;
+
+        PERFORM encryption.advance_range(work.range_id, last_block, changed, held_back, damaged);
+        IF damaged > 0 THEN
+            all_damaged := all_damaged + damaged;
+            PERFORM encryption.set_job_state(this_job, 'running', message);
+        END IF;
+        COMMIT;
+        session_rows := session_rows + changed;
+
+        -- Batches of the size that was asked for; and short ones, so that nobody who waits for a row
+        -- waits for longer than deadlock_timeout (1 s).
+        seconds := extract(epoch FROM clock_timestamp() - began);
+        IF changed > 2 * batch_size OR seconds > 0.4 THEN
+            batch_blocks := greatest(batch_blocks / 2, 1);
+        ELSIF changed < batch_size / 2 AND seconds < 0.2 THEN
+            batch_blocks := least(batch_blocks * 2, 4096);
+        END IF;
+
+        pause := greatest(extract(epoch FROM sleep),
+                          session_rows::double precision / max_rate
+                              - extract(epoch FROM clock_timestamp() - session_began));
+        IF pause > 0 THEN
+            PERFORM pg_sleep(pause);
+        END IF;
+        WHILE encryption.replica_lag() > pg_size_bytes(max_replica_lag) LOOP
+            COMMIT;
+            PERFORM pg_sleep(0.2);
+        END LOOP;
+        IF clock_timestamp() > told_at + interval '5 seconds' THEN
+            told_at := clock_timestamp();
+            SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+            RAISE NOTICE 'rotation of %.%, job %: % of % rows, % rows/s, % left',
+                table_name, column_name, this_job, progress.rows_done, progress.rows_total,
+                progress.rows_per_second, progress.time_left;
+        END IF;
+    END LOOP;
+
+    SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+    RAISE NOTICE 'rotation of %.%, job %, is %: % rows, % rows/s', table_name, column_name, this_job,
+        progress.state, progress.rows_done, progress.rows_per_second;
+    IF progress.state = 'incomplete' THEN
+        RAISE WARNING USING MESSAGE = format('rotation of %s.%s is incomplete: %s', table_name, column_name, progress.last_error),
+            HINT = 'Remove the cause and repeat the call.';
+    END IF;
+END $$;
+COMMENT ON PROCEDURE enc_rotate_column(regclass, name, integer, interval, integer, text, interval, boolean, boolean, interval) IS
+    'encrypts the values of a column again that are not under the active version of their key, in batches that commit';
+
+CREATE PROCEDURE enc_rotate_all(
+    name            text,
+    batch_size      integer  DEFAULT 10000,
+    sleep           interval DEFAULT '0',
+    max_rate        integer  DEFAULT NULL,
+    max_replica_lag text     DEFAULT NULL,
+    lock_timeout    interval DEFAULT '100 milliseconds',
+    fire_triggers   boolean  DEFAULT false,
+    skip_damaged    boolean  DEFAULT false,
+    outage_timeout  interval DEFAULT '10 minutes',
+    refresh_materialized_views boolean DEFAULT false)
+    LANGUAGE plpgsql AS $$
+DECLARE
+    parts   encryption.encrypted_column[];
+    part    encryption.encrypted_column;
+    id      integer;
+    changed bigint;
+BEGIN
+    COMMIT;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    id := encryption.key_id(name);
+    IF EXISTS (SELECT FROM @extschema@.enc_keys k WHERE k.key_id = id AND pg_has_role(k.owner::oid, 'USAGE')) THEN
+        -- With them, the rows that are older than their column need not be written.
+        changed := encryption.rotate_catalogs(name);
+        IF changed > 0 THEN
+            RAISE NOTICE 'rotated constants in % catalog row(s)', changed;
+        END IF;
+        COMMIT;
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END IF;
+    -- A table's partitions and children are rotated with it; a generated column with what it is
+    -- computed from.
+    parts := ARRAY(
+        SELECT c FROM encryption.encrypted_column c
+         WHERE c.key_id = id AND NOT c.is_generated AND NOT (c.is_inherited AND c.kind IN ('r', 'p'))
+         ORDER BY c.kind = 'm', c.table_name, c.column_number);
+    FOREACH part IN ARRAY parts LOOP
+        IF part.is_temporary_elsewhere THEN
+            RAISE NOTICE 'temporary table % of another session is left out', part.table_name;
+        ELSIF part.kind = 'f' THEN
+            RAISE NOTICE 'foreign table % is left out: rotate it where it is', part.table_name;
+        ELSIF part.kind <> 'm' THEN
+            CALL @extschema@.enc_rotate_column(part.table_id, part.column_name, batch_size, sleep, max_rate,
+                max_replica_lag, lock_timeout, fire_triggers, skip_damaged, outage_timeout);
+        ELSIF refresh_materialized_views THEN
+            EXECUTE format('REFRESH MATERIALIZED VIEW %s', part.table_id::regclass);
+            COMMIT;
+            PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+        ELSE
+            RAISE NOTICE 'materialized view % is left out: refresh it', part.table_name;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON PROCEDURE enc_rotate_all(text, integer, interval, integer, text, interval, boolean, boolean, interval, boolean) IS
+    'rotates every column of this database that is under a key, and the constants in its catalogs';
+
+-- The id of a key, by its name; null for none.
+CREATE FUNCTION encryption.key_id(name text) RETURNS integer
+    LANGUAGE sql STABLE AS 'SELECT k.key_id FROM @extschema@.enc_keys k WHERE k.name = $1';
+
+-- Constants in the system catalogs: see src/rotation/constants.rs.
+CREATE FUNCTION encryption.constant_versions(pg_node_tree, integer) RETURNS integer[]
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_constant_versions';
+CREATE FUNCTION encryption.rotate_constants(pg_node_tree) RETURNS pg_node_tree
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_rotate_constants';
+CREATE FUNCTION encryption.missing_versions(anyarray, integer) RETURNS integer[]
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_missing_versions';
+CREATE FUNCTION encryption.rotate_missing(anyarray) RETURNS anyarray
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_rotate_missing';
+CREATE FUNCTION encryption.forget_relations() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_forget_relations';
+REVOKE EXECUTE ON FUNCTION encryption.forget_relations() FROM PUBLIC;
+
+-- Every column of a system catalog that may have constants, and how its object is found.
+CREATE VIEW encryption.constant_place AS
+SELECT catalog.relname AS catalog, tree.attname AS column_name,
+       CASE WHEN own_id.attname IS NOT NULL THEN catalog.oid ELSE 'pg_class'::regclass END AS class_id,
+       coalesce(own_id.attname, relation_id.attname) AS object_id
+  FROM pg_class catalog
+  JOIN pg_attribute tree ON tree.attrelid = catalog.oid AND tree.atttypid = 'pg_node_tree'::regtype
+  LEFT JOIN pg_attribute own_id ON own_id.attrelid = catalog.oid AND own_id.attname = 'oid'
+  -- Of those without an id of their own: pg_index and pg_partitioned_table.
+  LEFT JOIN pg_attribute relation_id ON relation_id.attrelid = catalog.oid
+                                    AND relation_id.attname IN ('indexrelid', 'partrelid')
+ WHERE catalog.relnamespace = 'pg_catalog'::regnamespace AND catalog.relkind = 'r';
+
+CREATE FUNCTION encryption.constants_under(key_id integer, OUT version integer, OUT object text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    place encryption.constant_place;
+BEGIN
+    FOR place IN SELECT * FROM encryption.constant_place LOOP
+        RETURN QUERY EXECUTE format(
+            'SELECT v, pg_describe_object(%s::oid, c.%I, 0) || %L FROM %I c, unnest(encryption.constant_versions(c.%I, $1)) v',
+            place.class_id::oid, place.object_id, format(' (%s.%s)', place.catalog, place.column_name),
+            place.catalog, place.column_name) USING key_id;
+    END LOOP;
+    RETURN QUERY
+        SELECT v, pg_describe_object('pg_class'::regclass, a.attrelid, a.attnum) || ' (pg_attribute.attmissingval)'
+          FROM pg_attribute a, unnest(encryption.missing_versions(a.attmissingval, constants_under.key_id)) v
+         WHERE a.atthasmissing;
+END $$;
+
+-- What encryption.rotate_catalogs does with the rights of the catalog's owner, which must be a
+-- superuser. Its caller has checked that the key's owner calls.
+CREATE FUNCTION encryption.rotate_catalog_rows(key_id integer) RETURNS bigint
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    place   encryption.constant_place;
+    changed bigint;
+    total   bigint := 0;
+BEGIN
+    FOR place IN SELECT * FROM encryption.constant_place LOOP
+        EXECUTE format(
+            'UPDATE pg_catalog.%1$I SET %2$I = encryption.rotate_constants(%2$I)'
+            ' WHERE encryption.constant_versions(%2$I, $1) <> ''{}'''
+            ' AND encryption.rotate_constants(%2$I) IS NOT NULL', place.catalog, place.column_name) USING key_id;
+        GET DIAGNOSTICS changed = ROW_COUNT;
+        total := total + changed;
+    END LOOP;
+    UPDATE pg_catalog.pg_attribute SET attmissingval = encryption.rotate_missing(attmissingval)
+     WHERE atthasmissing AND encryption.missing_versions(attmissingval, rotate_catalog_rows.key_id) <> '{}'
+       AND encryption.rotate_missing(attmissingval) IS NOT NULL;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    total := total + changed;
+    IF total > 0 THEN
+        PERFORM encryption.forget_relations();
+    END IF;
+    RETURN total;
+END $$;
+REVOKE EXECUTE ON FUNCTION encryption.rotate_catalog_rows(integer) FROM PUBLIC;
+
+CREATE FUNCTION encryption.rotate_catalogs(name text) RETURNS bigint
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_rotate_catalogs';
+COMMENT ON FUNCTION encryption.rotate_catalogs(text) IS
+    'rotates the constants under a key in the system catalogs; returns in how many rows';
+
+----------------------------------------------------------------------------------------------------
+-- The use of versions, the proof that one is unused, and its end.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION enc_key_usage(
+        name text, exact boolean DEFAULT true, sample_blocks integer DEFAULT 1000,
+        OUT object text, OUT version integer, OUT number_of_rows bigint, OUT margin bigint, OUT method text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    part    encryption.encrypted_column;
+    id      integer := encryption.key_id(name);
+    blocks  double precision;
+    share   double precision;
+    versions text;
+BEGIN
+    IF id IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE003', MESSAGE = format('key "%s" does not exist', name),
+            HINT = 'See the view enc_keys for those that exist.';
+    END IF;
+    FOR part IN SELECT * FROM encryption.encrypted_column c WHERE c.key_id = id AND c.kind <> 'p'
+                 ORDER BY c.table_name, c.column_number
+    LOOP
+        object := format('%s.%I', part.table_name, part.column_name);
+        version := NULL;
+        number_of_rows := NULL;
+        margin := NULL;
+        IF part.kind = 'f' OR part.is_temporary_elsewhere THEN
+            method := 'out of reach';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        versions := encryption.versions_query(part, id);
+        IF exact THEN
+            method := 'exact';
+            margin := 0;
+            FOR version, number_of_rows IN EXECUTE format(
+                'SELECT needed_version, count(*) FROM ONLY %s t, %s WHERE needed_version IS NOT NULL GROUP BY 1 ORDER BY 1',
+                part.table_id::regclass, versions)
+            LOOP
+                RETURN NEXT;
+            END LOOP;
+            CONTINUE;
+        END IF;
+        -- Whole blocks are drawn, so what varies is the number of rows in a block: the margin is that
+        -- of 95 % for the mean of the sampled blocks, times the number of all.
+        method := 'estimated';
+        blocks := pg_relation_size(part.table_id) / current_setting('block_size')::integer;
+        CONTINUE WHEN blocks = 0;
+        share := least(100, 100.0 * sample_blocks / blocks);
+        FOR version, number_of_rows, margin IN EXECUTE format(
+            'WITH sampled AS (
+                SELECT (t.ctid::text::point)[0] AS block, needed_version AS v FROM ONLY %1$s t TABLESAMPLE SYSTEM (%2$s), %3$s
+             ), per_block AS (
+                SELECT v, block, count(*) AS n FROM sampled WHERE v IS NOT NULL GROUP BY v, block
+             ), drawn AS (SELECT greatest(count(DISTINCT block), 1)::float8 AS m FROM sampled)
+             SELECT v, round(%4$s * sum(n) / m)::bigint,
+                    ceil(%4$s * 1.96 * sqrt(greatest(sum(n * n) - sum(n) ^ 2 / m, 0) / greatest(m - 1, 1) / m
+                                            * greatest(1 - m / %4$s, 0)))
+               FROM per_block, drawn GROUP BY v, m ORDER BY v',
+            part.table_id::regclass, share, versions, blocks)
+        LOOP
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+    method := 'exact';
+    margin := 0;
+    number_of_rows := 1;
+    FOR version, object IN SELECT c.version, c.object FROM encryption.constants_under(id) c LOOP
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION enc_key_usage(text, boolean, integer) IS
+    'rows per version for every column that a key is used in: counted, or estimated from a sample of blocks';
+
+-- In FROM after a table t: its rows, with each version of a key that a column's value needs as
+-- needed_version.
+CREATE FUNCTION encryption.versions_query(part encryption.encrypted_column, key_id integer) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+SELECT CASE WHEN part.is_nested
+            THEN format('unnest(encryption.versions_within(t.%I, %s)) needed (needed_version)', part.column_name, key_id)
+            ELSE format('LATERAL (SELECT encryption.version_under(t.%I, %s)) needed (needed_version)', part.column_name, key_id) END
+$$;
+
+CREATE FUNCTION encryption.begin_proof(name text, version integer, OUT key_id integer, OUT horizon timestamptz)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_begin_proof';
+CREATE FUNCTION encryption.record_proof(
+        name text, version integer, horizon timestamptz, is_unused boolean, findings jsonb) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_record_proof';
+
+-- What stored values still need a version, with one snapshot.
+CREATE FUNCTION encryption.uses_of(key_id integer, version integer, OUT object text, OUT number_of_rows bigint)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    query text;
+BEGIN
+    SELECT string_agg(
+               format('SELECT %L, count(*) FROM ONLY %s t, %s WHERE needed_version = %s',
+                   format('%s.%I', c.table_name, c.column_name), c.table_id::regclass,
+                   encryption.versions_query(c, uses_of.key_id), uses_of.version),
+               ' UNION ALL ' ORDER BY c.table_name, c.column_number)
+      INTO query
+      FROM encryption.encrypted_column c
+     WHERE c.kind IN ('r', 'm') AND NOT c.is_temporary_elsewhere AND c.key_id = uses_of.key_id;
+    IF query IS NOT NULL THEN
+        RETURN QUERY EXECUTE 'SELECT * FROM (' || query || ') uses (object, number_of_rows) WHERE number_of_rows > 0';
+    END IF;
+    RETURN QUERY
+        SELECT c.object, 1::bigint FROM encryption.constants_under(uses_of.key_id) c WHERE c.version = uses_of.version;
+END $$;
+
+CREATE FUNCTION enc_verify_version_unused(
+        name text, version integer, wait interval DEFAULT '1 minute',
+        OUT finding text, OUT object text, OUT number_of_rows bigint, OUT detail text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    begun     record;
+    waited    timestamptz := clock_timestamp();
+    earlier   text[];
+    is_unused boolean := true;
+    findings  jsonb := '[]';
+    present   record;
+BEGIN
+    SELECT * INTO STRICT begun FROM encryption.begin_proof(name, version);
+
+    -- Before the wait, as what is found here needs none; and because nobody who begins after a look
+    -- that finds nothing can come by an old value to write it somewhere else.
+    FOR object, number_of_rows IN SELECT * FROM encryption.uses_of(begun.key_id, version) LOOP
+        is_unused := false;
+        finding := 'used';
+        findings := findings || jsonb_build_object('finding', finding, 'object', object, 'rows', number_of_rows);
+        RETURN NEXT;
+    END LOOP;
+
+    IF is_unused THEN
+        -- The transactions that may have begun before the horizon, or hold an old value, as CREATE INDEX
+        -- CONCURRENTLY waits for them.
+        earlier := ARRAY(
+            SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+             WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid()
+               AND (a.datid IS NULL OR a.datid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())));
+        LOOP
+            earlier := ARRAY(
+                SELECT l.virtualxid FROM pg_locks l
+                 WHERE l.locktype = 'virtualxid' AND l.virtualxid = ANY (earlier) AND l.granted
+                   AND l.virtualxid = l.virtualtransaction);
+            EXIT WHEN earlier = '{}' OR clock_timestamp() > waited + wait;
+            PERFORM pg_sleep(0.05);
+        END LOOP;
+        FOR present IN SELECT l.virtualxid, l.pid FROM pg_locks l
+                        WHERE l.locktype = 'virtualxid' AND l.virtualxid = ANY (earlier)
+                          AND l.virtualxid = l.virtualtransaction
+        LOOP
+            is_unused := false;
+            finding := 'unproved';
+            object := format('transaction of process %s', present.pid);
+            number_of_rows := NULL;
+            detail := 'It began before the proof and may still write values under the version. Wait for its end, and repeat.';
+            findings := findings || jsonb_build_object('finding', finding, 'object', object);
+            RETURN NEXT;
+        END LOOP;
+
+        detail := NULL;
+        FOR object, number_of_rows IN SELECT * FROM encryption.uses_of(begun.key_id, version) LOOP
+            is_unused := false;
+            finding := 'used';
+            findings := findings || jsonb_build_object('finding', finding, 'object', object, 'rows', number_of_rows);
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+
+    number_of_rows := NULL;
+    FOR finding, object, detail IN
+        SELECT 'unproved', format('prepared transaction %L', p.gid),
+               'What it has written is not seen before COMMIT PREPARED. End it, and repeat.'
+          FROM pg_prepared_xacts p WHERE p.database = current_database()
+      UNION ALL
+        SELECT 'unproved', format('temporary table %s of another session', c.table_name),
+               'Its rows can be read by that session alone. Wait for its end, and repeat.'
+          FROM encryption.encrypted_column c WHERE c.key_id = begun.key_id AND c.is_temporary_elsewhere
+      UNION ALL
+        SELECT 'not covered', format('foreign table %s', c.table_name), 'Its rows are elsewhere.'
+          FROM encryption.encrypted_column c WHERE c.key_id = begun.key_id AND c.kind = 'f'
+      UNION ALL
+        SELECT 'not covered', format('replication slot %s', s.slot_name),
+               'Changes that it has yet to deliver may have values under the version.'
+          FROM pg_replication_slots s
+      UNION ALL
+        SELECT 'not covered', format('standby of process %s', r.pid), 'Its queries may still read older rows.'
+          FROM pg_stat_replication r
+      UNION ALL
+        SELECT 'not covered', format('database %s', d.datname), 'Restored copies, and subscribers, have values of their own.'
+          FROM pg_database d WHERE d.datallowconn AND NOT d.datistemplate AND d.datname <> current_database()
+      UNION ALL
+        SELECT 'not covered', 'backups', 'Those older than this proof may need the version.'
+    LOOP
+        is_unused := is_unused AND finding <> 'unproved';
+        findings := findings || jsonb_build_object('finding', finding, 'object', object);
+        RETURN NEXT;
+    END LOOP;
+
+    PERFORM encryption.record_proof(name, version, begun.horizon, is_unused, findings);
+    finding := CASE WHEN is_unused THEN 'proved unused' ELSE 'not proved' END;
+    object := format('version %s of key "%s"', version, name);
+    detail := CASE WHEN is_unused THEN 'enc_destroy_key_version takes this as proof.' END;
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION enc_verify_version_unused(text, integer, interval) IS
+    'looks through everything in this database for values under a version, and records the proof if there are none';
+
+CREATE FUNCTION enc_destroy_key_version(
+        name text, version integer, accept_data_loss boolean DEFAULT false, grace_period interval DEFAULT '90 days',
+        reason text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_destroy_key_version(text, integer, boolean, interval, text) IS
+    'ends a version for good: with a proof that it is unused, or accepting that values are lost';
+
+CREATE FUNCTION encryption.start_workers(
+        name text, workers integer, batch_size integer, max_rate integer, fire_triggers boolean, skip_damaged boolean)
+    RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_start_workers';
+
+CREATE PROCEDURE enc_emergency_rotate(
+    name            text,
+    workers         integer  DEFAULT 2,
+    new_version     boolean  DEFAULT true,
+    batch_size      integer  DEFAULT 10000,
+    max_rate        integer  DEFAULT NULL,
+    fire_triggers   boolean  DEFAULT false,
+    skip_damaged    boolean  DEFAULT false,
+    wait            interval DEFAULT '1 minute')
+    LANGUAGE plpgsql AS $$
+DECLARE
+    active   integer;
+    old      integer;
+    olds     integer[];
+    started  integer;
+    found    record;
+    in_use   text := '';
+BEGIN
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    IF new_version THEN
+        active := @extschema@.enc_rotate_key(name);
+        RAISE NOTICE 'version % of key "%" is active: what is written from now on is under it', active, name;
+        COMMIT;
+    END IF;
+    started := encryption.start_workers(name, workers, batch_size, max_rate, fire_triggers, skip_damaged);
+    RAISE NOTICE '% background worker(s) take part', started;
+    IF started < workers THEN
+        RAISE WARNING USING MESSAGE = format('%s background worker(s) could not be started', workers - started),
+            HINT = 'Raise max_worker_processes. This session works on without them.';
+    END IF;
+    COMMIT;
+    CALL @extschema@.enc_rotate_all(name, batch_size => batch_size, max_rate => max_rate, fire_triggers => fire_triggers,
+        skip_damaged => skip_damaged, refresh_materialized_views => true);
+
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    olds := ARRAY(SELECT v.version FROM @extschema@.enc_key_versions v
+                   WHERE v.name = enc_emergency_rotate.name AND v.state = 'deprecated' ORDER BY 1);
+    FOREACH old IN ARRAY olds LOOP
+        FOR found IN SELECT * FROM @extschema@.enc_verify_version_unused(name, old, wait) LOOP
+            IF found.finding IN ('used', 'unproved') THEN
+                in_use := in_use || format(E'\n%s by %s %s', found.finding, found.object,
+                                           coalesce('(' || found.number_of_rows || ' rows)', ''));
+            ELSIF found.finding = 'proved unused' THEN
+                PERFORM @extschema@.enc_disable_key_version(name, old);
+                RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
+            END IF;
+        END LOOP;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END LOOP;
+    IF in_use <> '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE108',
+            MESSAGE = format('old versions of key "%s" are still in use, and were not disabled', name),
+            DETAIL = 'Versions ' || array_to_string(olds, ', ') || ':' || in_use,
+            HINT = 'Remove the cause, and repeat the call with new_version => false.';
+    END IF;
+END $$;
+COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integer, boolean, boolean, interval) IS
+    'rotates a key and everything under it, with background workers, and disables the old versions when nothing uses them';
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

@@ -117,6 +117,21 @@ fn is_owner(user: pg_sys::Oid, key: &Key) -> bool {
     has_privileges_of(user, key.owner)
 }
 
+/// Whether `user` may do with the table what its owner may. False if there is no such table, unless
+/// the user is a superuser.
+pub(crate) fn is_table_owner(user: pg_sys::Oid, table: pg_sys::Oid) -> bool {
+    // SAFETY: look-ups in system caches; a table that doesn't exist has no owner to be looked for.
+    unsafe {
+        match pg_sys::get_rel_name(table).is_null() {
+            true => pg_sys::superuser_arg(user),
+            #[cfg(any(feature = "pg14", feature = "pg15"))]
+            false => pg_sys::pg_class_ownercheck(table, user),
+            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+            false => pg_sys::object_ownercheck(pg_sys::RelationRelationId, table, user),
+        }
+    }
+}
+
 fn has_privileges_of(user: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     // SAFETY: look-ups in system caches; unknown roles have no members but superusers.
     unsafe { pg_sys::has_privs_of_role(user, role) }

@@ -73,6 +73,22 @@ pub(crate) enum Error {
     ProviderUnknown { name: String },
     SettingInvalid { setting: &'static str, why: String },
 
+    // Jobs.
+    JobUnknown { job: i64 },
+    JobOfOtherKind { job: i64, kind: String, table: String, column: String },
+    NotTableOwner { table: String },
+    TableUnknown { table: u32 },
+    ColumnUnknown { table: String, column: String },
+    ColumnDropped { table: String },
+    NotRotatable { table: String, column: String, why: &'static str },
+    RangeUnsupported,
+
+    // The end of versions.
+    ProofNeedsOwnTransaction,
+    KeyVersionMakesDigests { key: KeyName, version: KeyVersion },
+    KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
+    KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
+
     // The extension itself.
     CatalogDamaged { what: String },
     RandomUnavailable,
@@ -184,6 +200,18 @@ impl Error {
             Self::Provider { provider, key, error } => {
                 describe_provider(provider, key.as_ref(), error)
             }
+            Self::JobUnknown { .. }
+            | Self::JobOfOtherKind { .. }
+            | Self::NotTableOwner { .. }
+            | Self::TableUnknown { .. }
+            | Self::ColumnUnknown { .. }
+            | Self::ColumnDropped { .. }
+            | Self::NotRotatable { .. }
+            | Self::RangeUnsupported => self.describe_job(),
+            Self::ProofNeedsOwnTransaction
+            | Self::KeyVersionMakesDigests { .. }
+            | Self::KeyVersionMayBeUsed { .. }
+            | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
@@ -463,6 +491,91 @@ impl Error {
         }
     }
 
+    fn describe_job(&self) -> Description {
+        match self {
+            Self::JobUnknown { job } => {
+                Description::new("KE100", format!("job {job} does not exist"))
+                    .hint("See the view enc_stat_progress_rotate.")
+            }
+            Self::JobOfOtherKind { job, kind, table, column } => Description::new(
+                "KE101",
+                format!("column \"{column}\" of {table} has an unfinished job of another kind"),
+            )
+            .detail(format!("Job {job} is of kind \"{kind}\"."))
+            .hint("Finish that job, or undo it."),
+            Self::NotTableOwner { table } => {
+                // insufficient_privilege
+                Description::new("42501", format!("must be owner of table {table}"))
+                    .hint("Its owner, members of that role and superusers may.")
+            }
+            Self::TableUnknown { table } => {
+                // undefined_table
+                Description::new("42P01", format!("table with OID {table} does not exist"))
+                    .hint("It was dropped.")
+            }
+            Self::ColumnUnknown { table, column } => {
+                // undefined_column
+                Description::new("42703", format!("column \"{column}\" of {table} does not exist"))
+                    .hint("Give the column's name as it is in pg_attribute.")
+            }
+            Self::ColumnDropped { table } => {
+                Description::new("42703", format!("the column of {table} was dropped"))
+                    .hint("There is nothing left to do.")
+            }
+            Self::NotRotatable { table, column, why } => Description::new(
+                "KE102",
+                format!("column \"{column}\" of {table} cannot be rotated"),
+            )
+            .detail(format!("The reason is that {why}."))
+            .hint("The columns that hold encrypted values are listed in the view encryption.encrypted_column."),
+            Self::RangeUnsupported => {
+                Description::new("KE103", "ranges of encrypted values are not rotated")
+                    .hint("Keep the bounds in columns of their own.")
+            }
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_end_of_version(&self) -> Description {
+        match self {
+            Self::ProofNeedsOwnTransaction => {
+                // active_sql_transaction
+                Description::new(
+                    "25001",
+                    "proof that a key version is unused needs a transaction of its own",
+                )
+                .detail(
+                    "It must see what others commit meanwhile, so it is not for transactions that are \
+                     REPEATABLE READ or SERIALIZABLE, or have changed something.",
+                )
+                .hint("Commit first, and call it in a READ COMMITTED transaction.")
+            }
+            Self::KeyVersionMakesDigests { key, version } => Description::new(
+                "KE105",
+                format!("version {version} of key \"{key}\" makes the digests in indexes"),
+            )
+            .detail("Without it no index on an encrypted column could be used.")
+            .hint("Keep it."),
+            Self::KeyVersionMayBeUsed { key, version } => Description::new(
+                "KE106",
+                format!("version {version} of key \"{key}\" has not been proved to be unused"),
+            )
+            .detail("The proof must be newer than the moment at which the version stopped being active.")
+            .hint(
+                "Rotate with CALL enc_rotate_all(name), and prove it with SELECT * FROM \
+                 enc_verify_version_unused(name, version); or accept that values are lost for good, \
+                 with accept_data_loss => true.",
+            ),
+            Self::KeyVersionInGrace { key, version, until } => Description::new(
+                "KE107",
+                format!("version {version} of key \"{key}\" is kept until {until}"),
+            )
+            .detail("The grace period is for backups, standbys and clients that still need the version.")
+            .hint("Disable it meanwhile, or give a shorter grace_period."),
+            _ => unreachable_description(),
+        }
+    }
+
     fn describe_server(&self) -> Description {
         match self {
             Self::ProviderNotConfigured => {
@@ -605,6 +718,24 @@ impl Error {
     /// Whether a provider is out of reach, rather than having said no.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Provider { error, .. } if error.kind.is_outage())
+    }
+
+    /// Whether the fault is in a stored value, so that it would be there the next time too.
+    pub(crate) fn is_of_value(&self) -> bool {
+        matches!(
+            self,
+            Self::ValueTruncated
+                | Self::ValueFormatUnsupported { .. }
+                | Self::ValueKindUnsupported { .. }
+                | Self::ValueOfOtherType { .. }
+                | Self::ValueDamaged { .. }
+                | Self::ValueNotAuthentic { .. }
+                | Self::TextInvalid
+                | Self::TextNotInEncoding { .. }
+                | Self::KeyUnknown { .. }
+                | Self::KeyVersionUnknown { .. }
+                | Self::KeyVersionDestroyed { .. }
+        )
     }
 
     /// A key that a value or a column names by id and the catalog doesn't have.

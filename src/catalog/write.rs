@@ -7,8 +7,8 @@ use envelope::{KeyName, KeyVersion};
 use keyring::provider::WrappedKey;
 use keyring::version::{CheckValue, Keyspace};
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiClient, SpiResult, SpiTupleTable};
+use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use super::scan::table_oid;
 use super::sql::SqlRow;
@@ -122,7 +122,21 @@ impl Writer<'_, '_> {
     /// Lets a version do nothing until it is enabled.
     pub(crate) fn disable(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
         self.update_version(
-            "UPDATE encryption.key_version SET state = 'disabled'
+            "UPDATE encryption.key_version
+                SET state = 'disabled',
+                    deprecated_at = CASE WHEN activated_at IS NOT NULL
+                                         THEN coalesce(deprecated_at, now()) END
+              WHERE key_id = $1 AND version = $2",
+            name,
+            version,
+        )
+    }
+
+    /// Takes from the catalog what it has of a version's key, for good. The row stays, and tells that
+    /// there was one.
+    pub(crate) fn destroy(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        self.update_version(
+            "UPDATE encryption.key_version SET state = 'destroyed', wrapped = NULL
               WHERE key_id = $1 AND version = $2",
             name,
             version,
@@ -216,15 +230,18 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// The role on whose behalf the catalog is written.
+    pub(crate) fn caller(&self) -> pg_sys::Oid {
+        self.caller
+    }
+
     /// Runs a statement that names everything with its schema; returns the number of rows.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         sql: &str,
         arguments: &[DatumWithOid<'_>],
     ) -> Result<usize, Error> {
-        self.client
-            .update(sql, None, arguments)
-            .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?;
+        self.client.update(sql, None, arguments).map_err(|_| FAILED)?;
         // SAFETY: SPI has just executed a statement and set its number of rows.
         Ok(usize::try_from(unsafe { pg_sys::SPI_processed }).unwrap_or(usize::MAX))
     }
@@ -247,6 +264,47 @@ impl Writer<'_, '_> {
         each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
         rows_of(self.client.update(sql, None, arguments), each)
+    }
+
+    /// The first row that such a statement returns, if any.
+    pub(crate) fn row(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+    ) -> Result<Option<WrittenRow<'_>>, Error> {
+        let rows = self.client.update(sql, None, arguments).map_err(|_| FAILED)?;
+        Ok((!rows.is_empty()).then(|| WrittenRow(rows.first())))
+    }
+}
+
+const FAILED: Error = Error::Internal { what: "a statement on the catalog failed" };
+
+/// A row that a statement returned: columns by their number, counted from 1.
+pub(crate) struct WrittenRow<'conn>(SpiTupleTable<'conn>);
+
+impl WrittenRow<'_> {
+    fn get<T: FromDatum + IntoDatum>(&self, column: usize) -> Result<Option<T>, Error> {
+        self.0.get(column).map_err(|_| FAILED)
+    }
+
+    pub(crate) fn boolean(&self, column: usize) -> Result<Option<bool>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn int2(&self, column: usize) -> Result<Option<i16>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn int4(&self, column: usize) -> Result<Option<i32>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn int8(&self, column: usize) -> Result<Option<i64>, Error> {
+        self.get(column)
+    }
+
+    pub(crate) fn text(&self, column: usize) -> Result<Option<String>, Error> {
+        self.get(column)
     }
 }
 

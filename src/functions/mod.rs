@@ -4,7 +4,7 @@
 mod backups;
 mod check_key;
 mod grants;
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod log;
 mod providers;
 mod reconcile;
