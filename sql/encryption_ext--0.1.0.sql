@@ -2517,10 +2517,11 @@ COMMENT ON FUNCTION enc_verify_version_unused(text, integer, interval) IS
     'looks through everything in this database for values under a version, and records the proof if there are none';
 
 CREATE FUNCTION enc_destroy_key_version(
-        name text, version integer, accept_data_loss boolean DEFAULT false, grace_period interval DEFAULT '90 days')
+        name text, version integer, accept_data_loss boolean DEFAULT false, grace_period interval DEFAULT '90 days',
+        reason text DEFAULT NULL)
     RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_destroy_key_version(text, integer, boolean, interval) IS
+COMMENT ON FUNCTION enc_destroy_key_version(text, integer, boolean, interval, text) IS
     'ends a version for good: with a proof that it is unused, or accepting that values are lost';
 
 CREATE FUNCTION encryption.start_workers(

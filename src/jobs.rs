@@ -145,16 +145,16 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
 fn log(catalog: &mut Writer<'_, '_>, job: i64, what: &str) -> Result<(), Error> {
     const JOB: &str = "
         SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s', job_id, kind, table_name,
-                   pg_catalog.quote_ident(column_name), $2), rows_done::bigint
+                   pg_catalog.quote_ident(column_name), $2), rows_done
           FROM encryption.job WHERE job_id = $1";
     let row = catalog.row(JOB, &[job.into(), what.into()])?;
     let Some(row) = row else { return Ok(()) };
-    let (names, detail, rows) = (row.text(1)?, row.text(2)?, row.int8(3)?);
+    let (names, detail, rows) = (row.text(1)?, row.text(2)?, row.int8(3)?.unwrap_or_default());
+    let detail = detail.unwrap_or_default();
     // A composite type may hold values under several keys.
     for name in names.unwrap_or_default().split(", ") {
         if let Ok(name) = KeyName::parse(name) {
-            let event = Event::new("job").key(&name).rows(rows.unwrap_or_default());
-            catalog.log(&event.detail(detail.as_deref().unwrap_or_default()))?;
+            catalog.log(&Event::new("job").key(&name).rows(rows).detail(&detail))?;
         }
     }
     Ok(())

@@ -94,10 +94,11 @@ fn seconds(call: &Call, n: usize) -> f64 {
 
 sql_function! {
     /// `enc_destroy_key_version(name text, version integer, accept_data_loss boolean, grace_period
-    /// interval) RETURNS void`
+    /// interval, reason text) RETURNS void`
     fn enc_destroy_key_version(call) {
         refuse_if_read_only(c"enc_destroy_key_version()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(4)?;
+        let reason = call.optional_text(4)?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -127,10 +128,11 @@ sql_function! {
             }
             catalog.destroy(&key.name, version.number)?;
             let event = Event::new("destroy").key(&key.name).versions(Some(version.number), None);
-            catalog.log(&match accept_data_loss {
-                true => event.detail("without a proof that it is unused"),
-                false => event,
-            })
+            let event = event.reason(reason.as_deref());
+            match accept_data_loss {
+                true => catalog.log(&event.detail("without a proof that it is unused")),
+                false => catalog.log(&event),
+            }
         })?;
         pgrx::notice!(
             "version {} of key \"{}\" is destroyed here; provider \"{}\" still has what it holds of it",
