@@ -4,7 +4,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::thread;
 
 use cluster_tests::replication::{catch_up, replace_by_base_backup};
 use cluster_tests::{
