@@ -14,7 +14,7 @@ use crate::varlena::{Buffer, Varlena};
 use crate::{keys, value};
 
 pub(crate) use bytea::EncryptedBytea;
-pub(crate) use text::EncryptedText;
+pub(crate) use text::{EncryptedText, without_padding};
 
 /// What the two types have of their own: how a value of the base type becomes a plaintext, and a
 /// plaintext a value of the base type.
