@@ -34,6 +34,8 @@ pub(crate) enum Error {
     KeyVersionsExhausted { key: KeyName },
     KeyChangedMeanwhile { key: KeyName },
     KeyUnavailableHere { key: String },
+    DigestVersionUnset,
+    DigestVersionInUse { version: KeyVersion },
 
     // Who may.
     PermissionDenied { key: KeyName, privilege: &'static str },
@@ -45,6 +47,10 @@ pub(crate) enum Error {
     ModifierInvalid { why: &'static str },
     WithoutKey { object: String, type_name: String },
     OrderedIndexRefused { operator_class: &'static str },
+    CollationUnknown,
+    NormalFormUnknown { name: String },
+    NormalFormUnavailable { name: &'static str },
+    DigestDomainTooLong,
     ArmorRefused,
 
     // Values.
@@ -82,6 +88,7 @@ pub(crate) enum Error {
     MigrationLocked { subject: String, tries: String },
     MigrationArgument { argument: String, expected: String },
     MigrationOwnerLacksKey { owner: String, key: KeyName, privilege: &'static str },
+    MigrationTwoValues { subject: String },
     MigrationNameTaken { subject: String },
     MigrationColumnUnknown { subject: String },
 
@@ -167,7 +174,9 @@ impl Error {
             | Self::KeyCheckValueWrong { .. }
             | Self::KeyVersionsExhausted { .. }
             | Self::KeyChangedMeanwhile { .. }
-            | Self::KeyUnavailableHere { .. } => self.describe_key(),
+            | Self::KeyUnavailableHere { .. }
+            | Self::DigestVersionUnset
+            | Self::DigestVersionInUse { .. } => self.describe_key(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
             | Self::PrivilegeUnknown { .. }
@@ -175,6 +184,10 @@ impl Error {
             Self::ModifierInvalid { .. }
             | Self::WithoutKey { .. }
             | Self::OrderedIndexRefused { .. }
+            | Self::CollationUnknown
+            | Self::NormalFormUnknown { .. }
+            | Self::NormalFormUnavailable { .. }
+            | Self::DigestDomainTooLong
             | Self::ArmorRefused => self.describe_type(),
             Self::ValueTruncated
             | Self::ValueFormatUnsupported { .. }
@@ -203,6 +216,7 @@ impl Error {
             | Self::MigrationLocked { .. }
             | Self::MigrationArgument { .. }
             | Self::MigrationOwnerLacksKey { .. }
+            | Self::MigrationTwoValues { .. }
             | Self::MigrationNameTaken { .. }
             | Self::MigrationColumnUnknown { .. } => self.describe_migration(),
             Self::ProviderNotConfigured
@@ -315,6 +329,22 @@ impl Error {
                  nothing may wait for a provider.",
             )
             .hint("Use the key once in this session before, for example by reading a value."),
+            Self::DigestVersionUnset => Description::new(
+                "KE017",
+                "there is no key yet to make digests with",
+            )
+            .hint(
+                "Create a key with SELECT enc_create_key(name), or restore this database's keys.",
+            ),
+            Self::DigestVersionInUse { version } => Description::new(
+                "KE018",
+                format!("version {version} of key \"database\" is what digests are made with"),
+            )
+            .detail("Without it no index on digests can be searched or changed.")
+            .hint(
+                "Move the digests to the active version first with enc_rotate_digest(), or give \
+                 force => true.",
+            ),
             _ => unreachable_description(),
         }
     }
@@ -364,7 +394,29 @@ impl Error {
                 format!("operator class \"{operator_class}\" is for sorting, not for indexes"),
             )
             .detail("An ordered index would reveal the order of the plaintexts.")
-            .hint("Leave the column without an index: equality then scans the table."),
+            .hint(
+                "For equality use CREATE INDEX ... USING hash (column). For uniqueness use CREATE \
+                 UNIQUE INDEX ... (enc_digest(column)), or EXCLUDE USING hash (column WITH =).",
+            ),
+            Self::CollationUnknown => {
+                // indeterminate_collation
+                Description::new("42P22", "could not determine which collation to use for hashing")
+                    .hint("Use the COLLATE clause to set the collation explicitly.")
+            }
+            Self::NormalFormUnknown { name } => {
+                // invalid_parameter_value
+                Description::new("22023", format!("unrecognized normal form {name:?}"))
+                    .hint("The normal forms are none, lower, nfkc_casefold and digits.")
+            }
+            Self::NormalFormUnavailable { name } => {
+                // feature_not_supported
+                Description::new("0A000", format!("normal form \"{name}\" is of Unicode text alone"))
+                    .hint("Use the normal form \"none\".")
+            }
+            Self::DigestDomainTooLong => {
+                Description::new("22023", "a digest's domain is longer than 255 bytes")
+                    .hint("Name the table and the column, for example.")
+            }
             Self::ArmorRefused => {
                 Description::new("KE033", "ciphertext given where a plaintext is expected")
                     .detail("The value is well-formed armor (\"enc:1:...\"), as shown to roles that may not decrypt.")
@@ -517,6 +569,12 @@ impl Error {
             .hint(format!(
                 "The key's owner grants it with SELECT enc_grant('{key}', '{owner}', 'encrypt, decrypt')."
             )),
+            Self::MigrationTwoValues { subject } => Description::new(
+                "KE209",
+                format!("new row for {subject} has two values for a column that is being migrated"),
+            )
+            .detail("The plaintext column and the encrypted one were given values that differ.")
+            .hint("Name the columns in the INSERT, and leave out the one that the migration fills in."),
             Self::MigrationNameTaken { subject } => {
                 // duplicate_column
                 Description::new("42701", format!("{subject} already exists"))
@@ -663,6 +721,11 @@ impl Error {
     /// Whether a provider refused to make a version because somebody else has just made one.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Provider { error, .. } if error.kind == ProviderErrorKind::Conflict)
+    }
+
+    /// Whether the user or a time limit ended what was waited for.
+    pub(crate) fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Provider { error, .. } if error.kind == ProviderErrorKind::Interrupted)
     }
 
     /// Whether a provider is out of reach, rather than having said no.

@@ -1,17 +1,17 @@
 //! What the migration of columns needs of this library: the trigger that keeps two columns in step,
 //! and its errors. The rest of it is SQL, in `sql/`.
 
-use std::cell::Cell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
-use pgrx::spi::Spi;
 
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::rights::RightsOf;
-use crate::types::{EncryptedBytea, EncryptedText, EncryptedType, key_of_modifier, parse};
+use crate::types::{
+    EncryptedBytea, EncryptedText, EncryptedType, is_encrypted, key_of_modifier, parse, without_padding,
+};
 use crate::varlena::Varlena;
 use crate::{access, keys};
 
@@ -21,7 +21,8 @@ sql_function! {
     ///
     /// A row without a follower's value, as they were before the migration, gets it with any UPDATE.
     /// The leader follows in one case: an INSERT without a list of columns, which means the columns
-    /// in the order that they had, brings the value in the follower's place.
+    /// in the order that they had, brings the value in the follower's place. If it brings another
+    /// one for the leader, or the leader's default does, it is refused: one of them would be lost.
     fn encryption_keep_in_step(call) {
         let event = Event::of(call)?;
         let leader = event.column(0)?;
@@ -38,12 +39,15 @@ sql_function! {
             }
             _ => (&leader, &follower),
         };
-        let value = {
-            // As for a foreign key, the table's owner vouches for it. Who writes the row needs no
-            // rights on a key that they may not know of.
-            let _rights = RightsOf::role(event.owner());
-            event.value(new, source).map(|value| convert(value, source, target)).transpose()?
-        };
+        // As for a foreign key, the table's owner vouches for it. Who writes the row needs no rights
+        // on a key that they may not know of.
+        let _rights = RightsOf::role(event.owner());
+        let value = event.value(new, source).map(|value| convert(value, source, target)).transpose()?;
+        if let (None, Some(led), Some(following)) = (event.old, led, following)
+            && !agree(led, following, &leader, &follower)?
+        {
+            return Err(Error::MigrationTwoValues { subject: event.table() });
+        }
         Ok(pg_sys::Datum::from(event.with_value(target, value)))
     }
 }
@@ -123,7 +127,7 @@ impl Event {
             let attribute = &*attribute(description, number - 1);
             let mut modifier = attribute.atttypmod;
             let base = pg_sys::getBaseTypeAndTypmod(attribute.atttypid, &raw mut modifier);
-            let kind = Kind::of(base)?.ok_or_else(|| Error::MigrationAltered {
+            let kind = Kind::of(base).ok_or_else(|| Error::MigrationAltered {
                 subject: self.table(),
                 how: format!(
                     "column \"{}\" has a type that is not migrated",
@@ -201,45 +205,20 @@ unsafe fn attribute(
 }
 
 impl Kind {
-    fn of(base: pg_sys::Oid) -> Result<Option<Self>, Error> {
-        thread_local! {
-            static OURS: Cell<[pg_sys::Oid; 2]> = const { Cell::new([pg_sys::InvalidOid; 2]) };
-        }
-        let known = match base {
+    fn of(base: pg_sys::Oid) -> Option<Self> {
+        match base {
             pg_sys::TEXTOID => Some(Self::Text),
             pg_sys::VARCHAROID => Some(Self::Varchar),
             pg_sys::BPCHAROID => Some(Self::Bpchar),
             pg_sys::BYTEAOID => Some(Self::Bytea),
-            _ => None,
-        };
-        let ours = |[text, bytea]: [pg_sys::Oid; 2]| match base {
-            base if base == text => Some(Self::EncryptedText),
-            base if base == bytea => Some(Self::EncryptedBytea),
-            _ => None,
-        };
-        if let Some(kind) = known.or_else(|| ours(OURS.get())) {
-            return Ok(Some(kind));
+            _ if !is_encrypted(base) => None,
+            // SAFETY: a look-up in a system cache. Of our types, those of texts have a collation.
+            _ => match unsafe { pg_sys::get_typcollation(base) } {
+                pg_sys::InvalidOid => Some(Self::EncryptedBytea),
+                _ => Some(Self::EncryptedText),
+            },
         }
-        // The first time, or after the extension was made anew.
-        OURS.set(our_types()?);
-        Ok(ours(OURS.get()))
     }
-}
-
-/// The object ids of the types `encrypted_text` and `encrypted_bytea`.
-fn our_types() -> Result<[pg_sys::Oid; 2], Error> {
-    const QUERY: &str = "
-        SELECT min(type.oid::pg_catalog.int8) FILTER (WHERE type.typname = 'encrypted_text'),
-               min(type.oid::pg_catalog.int8) FILTER (WHERE type.typname = 'encrypted_bytea')
-          FROM pg_catalog.pg_type type
-          JOIN pg_catalog.pg_extension extension ON extension.extnamespace = type.typnamespace
-         WHERE extension.extname = 'encryption_ext'";
-    const UNKNOWN: Error = Error::Internal { what: "the encrypted types can't be found" };
-    let (text, bytea) = Spi::get_two::<i64, i64>(QUERY).map_err(|_| UNKNOWN)?;
-    let oid = |number: Option<i64>| {
-        number.and_then(|number| u32::try_from(number).ok()).map(pg_sys::Oid::from).ok_or(UNKNOWN)
-    };
-    Ok([oid(text)?, oid(bytea)?])
 }
 
 /// Whether two values of a variable-length type are the same bytes. One that was stored out of line
@@ -269,6 +248,20 @@ fn image<'a>(value: pg_sys::Datum) -> &'a [u8] {
     unsafe { std::slice::from_raw_parts(start.cast::<u8>(), pgrx::varlena::varsize_any(start)) }
 }
 
+/// Whether two values have the same plaintext.
+fn agree(
+    led: pg_sys::Datum,
+    following: pg_sys::Datum,
+    leader: &Column,
+    follower: &Column,
+) -> Result<bool, Error> {
+    let (led, following) = match follower.kind {
+        Kind::EncryptedText | Kind::EncryptedBytea => (led, convert(following, follower, leader)?),
+        _ => (convert(led, leader, follower)?, following),
+    };
+    Ok(is_same(Some(led), Some(following)))
+}
+
 /// A column's value as the other column has it.
 fn convert(value: pg_sys::Datum, source: &Column, target: &Column) -> Result<pg_sys::Datum, Error> {
     const MISUSED: Error =
@@ -278,7 +271,7 @@ fn convert(value: pg_sys::Datum, source: &Column, target: &Column) -> Result<pg_
     match (source.kind, target.kind) {
         (Kind::Text | Kind::Varchar | Kind::Bpchar, Kind::EncryptedText) => {
             let text = match source.kind {
-                Kind::Bpchar => crate::types::without_padding(stored.bytes()),
+                Kind::Bpchar => without_padding(stored.bytes()),
                 _ => stored.bytes(),
             };
             Ok(EncryptedText::encrypt(target.key()?, text)?.datum())

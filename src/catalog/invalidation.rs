@@ -17,6 +17,7 @@ static WATCHED: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
 
 static CATALOG_GENERATION: AtomicU64 = AtomicU64::new(0);
 static ROLE_GENERATION: AtomicU64 = AtomicU64::new(0);
+static RELATION_GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// Registers the callbacks. Called once, when the library is loaded.
 pub(crate) fn register() {
@@ -35,6 +36,7 @@ pub(crate) fn register() {
 }
 
 unsafe extern "C-unwind" fn relation_changed(_: pg_sys::Datum, relation: pg_sys::Oid) {
+    RELATION_GENERATION.fetch_add(1, Ordering::Relaxed);
     let relation = relation.to_u32();
     // InvalidOid says that anything may have changed.
     if relation == 0 || WATCHED.iter().any(|table| table.load(Ordering::Relaxed) == relation) {
@@ -74,6 +76,11 @@ pub(crate) fn catalog_generation() -> u64 {
 /// Grows whenever roles or their memberships may have changed.
 pub(crate) fn role_generation() -> u64 {
     ROLE_GENERATION.load(Ordering::Relaxed)
+}
+
+/// Grows whenever any table or index may have changed.
+pub(crate) fn relation_generation() -> u64 {
+    RELATION_GENERATION.load(Ordering::Relaxed)
 }
 
 sql_function! {
