@@ -108,7 +108,7 @@ CREATE TABLE encryption.job (
     from_version  integer,
     to_version    integer,
     options       jsonb       NOT NULL DEFAULT '{}',
-    -- How often the table was begun to be walked, and what the finished ranges came to.
+    -- How often the table was begun to be walked, and what the finished steps came to.
     pass          integer     NOT NULL DEFAULT 0,
     rows_total    bigint,
     rows_done     bigint      NOT NULL DEFAULT 0,
@@ -117,6 +117,9 @@ CREATE TABLE encryption.job (
     started_by    name        NOT NULL,
     started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     changed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When the job was begun or gone on with last, and how many rows were done then.
+    resumed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    resumed_rows  bigint      NOT NULL DEFAULT 0,
     ended_at      timestamptz
 );
 COMMENT ON TABLE encryption.job IS 'work on columns that takes many transactions';
@@ -1037,6 +1040,514 @@ COMMENT ON FUNCTION encryption.set_job_state(bigint, text, text) IS
     'moves a job into a state; a null error leaves the last one';
 
 ----------------------------------------------------------------------------------------------------
+-- Rotation of columns. Procedures run with the rights of their caller and commit, so they can't have
+-- a search path of their own: each transaction sets it, by encryption.begin_batch.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.is_outdated(encrypted_text) RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_is_outdated';
+CREATE FUNCTION encryption.is_outdated(encrypted_bytea) RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_is_outdated';
+-- The same of every encrypted value that an array, a domain or a composite holds.
+CREATE FUNCTION encryption.holds_outdated("any") RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_holds_outdated';
+CREATE FUNCTION encryption.rotate_within(anyelement) RETURNS anyelement
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_rotate_within';
+CREATE FUNCTION encryption.damage("any") RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_damage';
+CREATE FUNCTION encryption.version_under(encrypted_text, integer) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_version_under';
+CREATE FUNCTION encryption.version_under(encrypted_bytea, integer) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_version_under';
+CREATE FUNCTION encryption.versions_within("any", integer) RETURNS integer[]
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_versions_within';
+
+-- The name of a column that can be rotated; an error that says why, if it can't.
+CREATE FUNCTION encryption.rotatable_column(table_id oid, column_number smallint) RETURNS name
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_rotatable_column';
+
+-- How many bytes of WAL the furthest standby that is connected has yet to replay; null without one.
+CREATE FUNCTION encryption.replica_lag() RETURNS bigint
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_replica_lag';
+
+-- Every column that holds encrypted values, and each key that they are under: by itself, or in
+-- arrays, domains, composite types and ranges, however nested.
+CREATE VIEW encryption.encrypted_column AS
+WITH RECURSIVE holder (type_id, key_id) AS (
+    -- A key_id of null: whatever the type modifier of the column, domain or attribute says.
+    SELECT type.oid, NULL::integer
+      FROM pg_type type
+     WHERE type.oid IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+  UNION
+    SELECT outer_type.type_id, outer_type.key_id
+      FROM holder
+     CROSS JOIN LATERAL (
+        SELECT type.oid, holder.key_id
+          FROM pg_type type
+         WHERE type.typelem = holder.type_id AND type.typcategory = 'A'
+      UNION ALL
+        SELECT type.oid, coalesce(holder.key_id, nullif(type.typtypmod, -1))
+          FROM pg_type type
+         WHERE type.typtype = 'd' AND type.typbasetype = holder.type_id
+      UNION ALL
+        SELECT class.reltype, coalesce(holder.key_id, nullif(attribute.atttypmod, -1))
+          FROM pg_attribute attribute
+          JOIN pg_class class ON class.oid = attribute.attrelid
+         WHERE attribute.atttypid = holder.type_id AND attribute.attnum > 0
+           AND NOT attribute.attisdropped AND class.reltype <> 0
+      UNION ALL
+        SELECT range.rngtypid, NULL FROM pg_range range WHERE range.rngsubtype = holder.type_id
+      UNION ALL
+        SELECT range.rngmultitypid, NULL FROM pg_range range WHERE range.rngsubtype = holder.type_id
+     ) outer_type (type_id, key_id)
+)
+SELECT DISTINCT
+       class.oid AS table_id,
+       attribute.attnum AS column_number,
+       format('%I.%I', namespace.nspname, class.relname) AS table_name,
+       attribute.attname AS column_name,
+       class.relkind AS kind,
+       class.relowner::regrole AS owner,
+       coalesce(holder.key_id, nullif(attribute.atttypmod, -1), database.key_id) AS key_id,
+       attribute.atttypid AS type_id,
+       -- Not the type itself, nor a domain over it.
+       attribute.atttypid NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+           AS is_nested,
+       attribute.attgenerated <> '' AS is_generated,
+       class.relpersistence = 't' AND class.relnamespace <> pg_my_temp_schema() AS is_temporary_elsewhere,
+       attribute.attinhcount > 0 AS is_inherited
+  FROM holder
+  JOIN pg_attribute attribute ON attribute.atttypid = holder.type_id
+  JOIN pg_class class ON class.oid = attribute.attrelid AND class.relkind IN ('r', 'p', 'm', 'f')
+  JOIN pg_namespace namespace ON namespace.oid = class.relnamespace
+  LEFT JOIN encryption.key database ON database.name = 'database'
+ WHERE attribute.attnum > 0 AND NOT attribute.attisdropped;
+COMMENT ON VIEW encryption.encrypted_column IS 'columns that hold encrypted values, and each key that they may be under';
+GRANT SELECT ON encryption.encrypted_column TO PUBLIC;
+
+-- A table, its partitions and its inheritance children, as far as they store rows here.
+CREATE FUNCTION encryption.tables_of(table_id oid) RETURNS SETOF oid
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+WITH RECURSIVE family (id) AS (
+    SELECT table_id
+  UNION
+    SELECT inherits.inhrelid FROM family JOIN pg_inherits inherits ON inherits.inhparent = family.id
+)
+SELECT class.oid FROM family JOIN pg_class class ON class.oid = family.id AND class.relkind = 'r' ORDER BY 1
+$$;
+
+-- The query that counts, with one snapshot, the rows of some tables that are outdated in a column.
+CREATE FUNCTION encryption.count_outdated_query(table_ids oid[], condition text) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+SELECT coalesce(
+    'SELECT count(*) FROM (' ||
+    string_agg(format('SELECT FROM ONLY %s WHERE %s', id::regclass, condition), ' UNION ALL ') || ') outdated',
+    'SELECT 0::bigint')
+  FROM unnest(table_ids) id
+$$;
+
+-- The settings that each transaction of a procedure runs with.
+CREATE FUNCTION encryption.begin_batch(lock_timeout interval, off_triggers boolean) RETURNS void
+    LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    -- Who may not see every row gets an error instead of a table with old values left.
+    PERFORM set_config('row_security', 'off', true);
+    PERFORM set_config('lock_timeout', (extract(epoch FROM lock_timeout) * 1000)::bigint::text, true);
+    PERFORM set_config('enable_tidscan', 'on', true);
+    IF off_triggers THEN
+        PERFORM set_config('session_replication_role', 'replica', true);
+    END IF;
+END $$;
+
+CREATE VIEW enc_stat_progress_rotate AS
+SELECT job.job_id AS job,
+       job.table_name,
+       job.column_name,
+       job.key_name,
+       job.state,
+       job.from_version,
+       job.to_version,
+       job.pass,
+       ranges.step,
+       done.rows AS rows_done,
+       greatest(job.rows_total, done.rows) AS rows_total,
+       coalesce(job.rows_damaged, 0) + coalesce(ranges.rows_damaged, 0) AS rows_damaged,
+       ranges.blocks_done,
+       ranges.blocks_total,
+       CASE WHEN job.state = 'completed' THEN 100
+            ELSE round(100.0 * ranges.blocks_done / nullif(ranges.blocks_total, 0), 1) END AS percent,
+       round(rate.rows_per_second) AS rows_per_second,
+       CASE WHEN job.ended_at IS NULL
+            THEN date_trunc('second', make_interval(secs => (greatest(job.rows_total, done.rows) - done.rows)
+                                                            / nullif(rate.rows_per_second, 0))) END AS time_left,
+       ranges.workers,
+       job.last_error,
+       job.started_by,
+       job.started_at,
+       job.ended_at
+  FROM encryption.job
+  LEFT JOIN LATERAL (
+        SELECT max(r.step) AS step,
+               sum(r.rows_done) FILTER (WHERE r.step = 'walk') AS rows_done,
+               sum(r.rows_damaged) AS rows_damaged,
+               sum(r.next_block - r.first_block) AS blocks_done,
+               sum(r.end_block - r.first_block) AS blocks_total,
+               max(r.changed_at) AS changed_at,
+               count(DISTINCT r.worker) FILTER (
+                   WHERE r.changed_at > clock_timestamp() - interval '1 minute'
+                     AND r.worker IN (SELECT activity.pid FROM pg_stat_activity activity)) AS workers
+          FROM encryption.job_range r WHERE r.job_id = job.job_id) ranges ON true
+ CROSS JOIN LATERAL (SELECT job.rows_done + coalesce(ranges.rows_done, 0)) done (rows)
+ -- Of the present call: the time that a job lay idle doesn't count.
+ CROSS JOIN LATERAL (
+        SELECT (done.rows - job.resumed_rows)
+               / nullif(extract(epoch FROM coalesce(ranges.changed_at, job.changed_at) - job.resumed_at), 0)
+       ) rate (rows_per_second)
+ WHERE job.kind = 'rotate';
+COMMENT ON VIEW enc_stat_progress_rotate IS 'rotations of columns: how far they are';
+GRANT SELECT ON enc_stat_progress_rotate TO PUBLIC;
+
+CREATE FUNCTION enc_rotation_cancel(job bigint) RETURNS void
+    LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM encryption.set_job_state(job, 'canceled', NULL);
+END $$;
+COMMENT ON FUNCTION enc_rotation_cancel(bigint) IS
+    'has the sessions that work on a rotation stop after their present batch; the same call goes on with it';
+
+CREATE PROCEDURE enc_rotate_column(
+    table_name      regclass,
+    column_name     name,
+    batch_size      integer  DEFAULT 5000,
+    sleep           interval DEFAULT '0',
+    max_rate        integer  DEFAULT NULL,
+    max_replica_lag text     DEFAULT NULL,
+    lock_timeout    interval DEFAULT '100 milliseconds',
+    fire_triggers   boolean  DEFAULT false,
+    skip_damaged    boolean  DEFAULT false,
+    outage_timeout  interval DEFAULT '10 minutes')
+    LANGUAGE plpgsql AS $$
+DECLARE
+    number         smallint;    -- of the column, which may be renamed meanwhile
+    present_name   name;
+    this_job       bigint;
+    off_triggers   boolean := false;
+    tables         oid[];
+    work           record;
+    progress       record;
+    -- The parts of the statements that change and count rows.
+    is_nested      boolean;
+    rotated        text;
+    outdated       text;
+    sound          text;        -- outdated, and can be decrypted
+    place          text;
+    -- The batch.
+    preferred      bigint;
+    batch_blocks   bigint;
+    last_block     bigint;
+    began          timestamptz;
+    seconds        double precision;
+    changed        bigint;
+    held_back      bigint;
+    damaged        bigint;
+    outcome        text;
+    bad            record;
+    -- The error that a batch ended with.
+    code           text;
+    message        text;
+    detail         text;
+    hint           text;
+    -- This call.
+    session_began  timestamptz := clock_timestamp();
+    session_rows   bigint := 0;
+    told_at        timestamptz := clock_timestamp();
+    outage_since   timestamptz;
+    pause          double precision;
+    done_at_check  bigint := -1;
+    fruitless      integer := 0;
+    all_damaged    bigint := 0;
+    -- Passes that change nothing while rows are left, before the job is given up as incomplete.
+    FRUITLESS_MAX  CONSTANT integer := 30;
+BEGIN
+    IF table_name IS NULL OR column_name IS NULL OR batch_size IS NULL OR sleep IS NULL
+        OR lock_timeout IS NULL OR fire_triggers IS NULL OR skip_damaged IS NULL OR outage_timeout IS NULL
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = 'argument must not be null',
+            HINT = 'Only max_rate and max_replica_lag may be null, for no limit.';
+    END IF;
+    IF batch_size < 1 OR sleep < '0' OR max_rate < 1 OR lock_timeout <= '0' OR outage_timeout < '0'
+        OR pg_size_bytes(max_replica_lag) < 0
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'argument out of range',
+            HINT = 'batch_size, max_rate and lock_timeout must be greater than 0, and no other argument less.';
+    END IF;
+    -- Statements here each see what was committed before them, whatever the session's default is.
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM encryption.begin_batch(lock_timeout, false);
+
+    SELECT attnum INTO number FROM pg_attribute
+     WHERE attrelid = table_name AND attname = column_name AND attnum > 0 AND NOT attisdropped;
+    IF number IS NOT NULL THEN
+        present_name := encryption.rotatable_column(table_name, number);
+    END IF;
+    SELECT b.job_id INTO this_job
+      FROM encryption.begin_job('rotate', table_name, column_name,
+               (SELECT string_agg(DISTINCT key.name, ', ')
+                  FROM encryption.encrypted_column c JOIN @extschema@.enc_keys key ON key.key_id = c.key_id
+                 WHERE c.table_id = enc_rotate_column.table_name AND c.column_number = number),
+               jsonb_build_object(
+                   'batch_size', batch_size, 'sleep', sleep, 'max_rate', max_rate,
+                   'max_replica_lag', max_replica_lag, 'lock_timeout', lock_timeout,
+                   'fire_triggers', fire_triggers, 'skip_damaged', skip_damaged)) b;
+
+    -- A user's trigger or rule sees no change of the value, only of its ciphertext.
+    IF NOT fire_triggers AND EXISTS (
+        SELECT FROM encryption.tables_of(table_name) id
+         WHERE EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = id AND NOT t.tgisinternal
+                          AND t.tgenabled = 'O' AND t.tgtype & 16 <> 0)
+            OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = id AND r.ev_type = '2' AND r.ev_enabled = 'O'))
+    THEN
+        BEGIN
+            PERFORM set_config('session_replication_role', 'replica', true);
+            off_triggers := true;
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE EXCEPTION USING ERRCODE = 'KE104',
+                MESSAGE = format('triggers or rules of %s would fire for each row that is rotated', table_name),
+                DETAIL = 'To leave them out needs the right to set session_replication_role.',
+                HINT = 'Call it with fire_triggers => true, or as a superuser.';
+        END;
+    END IF;
+
+    LOOP
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM encryption.begin_batch(lock_timeout, off_triggers);
+        SELECT * INTO work FROM encryption.claim_range(this_job, preferred);
+        IF work.job_state NOT IN ('running', 'paused') THEN
+            RAISE NOTICE 'rotation of %.% stopped: job % is %', table_name, column_name, this_job, work.job_state;
+            EXIT;
+        END IF;
+
+        IF work.range_id IS NULL THEN
+            IF work.others_work THEN
+                PERFORM pg_sleep(0.05);
+            ELSIF work.last_step = 'walk' THEN
+                PERFORM encryption.plan_ranges(this_job, 'check', ARRAY[table_name::oid]);
+            ELSE
+                tables := ARRAY(SELECT encryption.tables_of(table_name));
+                PERFORM encryption.plan_ranges(this_job, 'walk', tables);
+            END IF;
+            CONTINUE;
+        END IF;
+
+        -- What is to be done, in the words of the table as it is now.
+        changed := 0;
+        held_back := 0;
+        damaged := 0;
+        outcome := 'done';
+        began := clock_timestamp();
+        BEGIN
+            present_name := encryption.rotatable_column(table_name, number);
+            IF work.range_id IS DISTINCT FROM preferred THEN
+                preferred := work.range_id;
+                SELECT bool_or(c.is_nested) INTO STRICT is_nested FROM encryption.encrypted_column c
+                 WHERE c.table_id = enc_rotate_column.table_name AND c.column_number = number;
+                SELECT greatest(1, batch_size / greatest(1,
+                           coalesce(nullif(reltuples, -1) / nullif(relpages, 0), 60)))::bigint
+                  INTO batch_blocks FROM pg_class WHERE oid = work.table_id;
+            END IF;
+            outdated := format(CASE WHEN is_nested THEN 'encryption.holds_outdated(%I)'
+                                    ELSE 'encryption.is_outdated(%I)' END, present_name);
+            rotated := format(CASE WHEN is_nested THEN 'encryption.rotate_within(%I)'
+                                   ELSE '@extschema@.enc_rotate(%I)' END, present_name);
+            -- What is outdated is looked at only where that can be.
+            sound := format('CASE WHEN encryption.damage(%I) IS NULL THEN %s END', present_name, outdated);
+            IF work.step = 'check' THEN
+                tables := ARRAY(SELECT encryption.tables_of(table_name));
+                IF all_damaged > 0 THEN
+                    outdated := sound;
+                END IF;
+                EXECUTE encryption.count_outdated_query(tables, outdated) INTO held_back;
+            ELSE
+                last_block := least(work.next_block + batch_blocks, work.end_block);
+                place := format('ctid >= ''(%s,0)'' AND ctid < ''(%s,0)''', work.next_block, last_block);
+                EXECUTE format('UPDATE ONLY %s SET %I = %s WHERE %s AND %s',
+                    work.table_id::regclass, present_name, rotated, place, outdated);
+                GET DIAGNOSTICS changed = ROW_COUNT;
+            END IF;
+        EXCEPTION
+            WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                outcome := 'locked';
+            WHEN others THEN
+                GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                    detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+                outcome := 'error';
+        END;
+
+        -- What nobody holds, without waiting; what is held is come back to in the next pass.
+        IF outcome = 'locked' AND work.step = 'walk' THEN
+            BEGIN
+                EXECUTE format(
+                    'UPDATE ONLY %1$s SET %2$I = %3$s WHERE ctid = ANY (ARRAY('
+                    'SELECT ctid FROM ONLY %1$s WHERE %4$s AND %5$s FOR NO KEY UPDATE SKIP LOCKED))',
+                    work.table_id::regclass, present_name, rotated, place, outdated);
+                GET DIAGNOSTICS changed = ROW_COUNT;
+                EXECUTE format('SELECT count(*) FROM ONLY %s WHERE %s AND %s',
+                    work.table_id::regclass, place, outdated) INTO held_back;
+                outcome := 'done';
+            EXCEPTION
+                WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                    outcome := 'locked';
+                WHEN others THEN
+                    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+                    outcome := 'error';
+            END;
+        END IF;
+
+        -- A value that can't be decrypted: which, and what else there is to be rotated.
+        IF outcome = 'error' AND (code LIKE 'KE04_' OR code IN ('KE003', 'KE006', 'KE009')) THEN
+            BEGIN
+                IF work.step = 'check' THEN
+                    EXECUTE encryption.count_outdated_query(tables, sound) INTO held_back;
+                    outcome := 'done';
+                ELSE
+                    FOR bad IN EXECUTE format(
+                        'SELECT ctid AS place, encryption.damage(%1$I) AS damage FROM ONLY %2$s'
+                        ' WHERE %3$s AND encryption.damage(%1$I) IS NOT NULL',
+                        present_name, work.table_id::regclass, place)
+                    LOOP
+                        damaged := damaged + 1;
+                        message := format('row %s of %s, column "%s": %s', bad.place, work.table_id::regclass,
+                                          present_name, bad.damage);
+                        EXIT WHEN NOT skip_damaged;
+                        RAISE WARNING USING MESSAGE = message;
+                    END LOOP;
+                    IF damaged > 0 AND skip_damaged THEN
+                        EXECUTE format('UPDATE ONLY %s SET %I = %s WHERE %s AND %s',
+                            work.table_id::regclass, present_name, rotated, place, sound);
+                        GET DIAGNOSTICS changed = ROW_COUNT;
+                        outcome := 'damaged';
+                    ELSIF damaged > 0 THEN
+                        hint := 'Restore the row from a backup, or call it with skip_damaged => true, which leaves it as it is.';
+                    END IF;
+                END IF;
+            EXCEPTION
+                WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+                    outcome := 'locked';
+                WHEN others THEN
+                    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+                        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+                    outcome := 'error';
+            END;
+        END IF;
+
+        IF outcome = 'locked' THEN
+            -- Somebody has locked the table.
+            COMMIT;
+            PERFORM pg_sleep(0.1);
+            CONTINUE;
+        END IF;
+
+        IF outcome = 'error' THEN
+            -- A provider that is out of reach may be back soon.
+            IF code IN ('KE062', 'KE063', 'KE064', 'KE065', 'KE080') THEN
+                outage_since := coalesce(outage_since, clock_timestamp());
+                PERFORM encryption.set_job_state(this_job, 'paused', message);
+                IF clock_timestamp() < outage_since + outage_timeout THEN
+                    COMMIT;
+                    RAISE NOTICE 'rotation of %.% paused: %', table_name, column_name, message;
+                    PERFORM pg_sleep(least(1 + extract(epoch FROM clock_timestamp() - outage_since) / 4, 30));
+                    CONTINUE;
+                END IF;
+            ELSE
+                PERFORM encryption.set_job_state(this_job, 'failed', message);
+            END IF;
+            COMMIT;
+            RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message, DETAIL = coalesce(detail, ''),
+                HINT = coalesce(nullif(hint, ''), 'Remove the cause and repeat the call: it goes on where it was.');
+        END IF;
+        outage_since := NULL;
+        IF work.job_state = 'paused' THEN
+            PERFORM encryption.set_job_state(this_job, 'running', NULL);
+        END IF;
+
+        IF work.step = 'check' THEN
+            PERFORM encryption.advance_range(work.range_id, 1, 0, held_back, 0);
+            SELECT * INTO STRICT progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+            all_damaged := progress.rows_damaged;
+            IF held_back = 0 THEN
+                PERFORM encryption.set_job_state(this_job,
+                    CASE WHEN all_damaged = 0 THEN 'completed' ELSE 'incomplete' END,
+                    CASE WHEN all_damaged > 0 THEN progress.last_error END);
+                COMMIT;
+                EXIT;
+            END IF;
+            fruitless := CASE WHEN progress.rows_done = done_at_check THEN fruitless + 1 ELSE 0 END;
+            done_at_check := progress.rows_done;
+            IF fruitless > FRUITLESS_MAX THEN
+                PERFORM encryption.set_job_state(this_job, 'incomplete', format(
+                    '%s row(s) are locked by other sessions, or a trigger or rule keeps them from being changed',
+                    held_back));
+                COMMIT;
+                EXIT;
+            END IF;
+            PERFORM encryption.plan_ranges(this_job, 'walk', tables);
+            COMMIT;
+            IF fruitless > 0 THEN
+                PERFORM pg_sleep(least(0.05 * 2 ^ fruitless, 2));
+            END IF;
+            CONTINUE;
+        END IF;
+
+        PERFORM encryption.advance_range(work.range_id, last_block, changed, held_back, damaged);
+        IF damaged > 0 THEN
+            all_damaged := all_damaged + damaged;
+            PERFORM encryption.set_job_state(this_job, 'running', message);
+        END IF;
+        COMMIT;
+        session_rows := session_rows + changed;
+
+        -- Batches of the size that was asked for; and short ones, so that nobody who waits for a row
+        -- waits for longer than deadlock_timeout (1 s).
+        seconds := extract(epoch FROM clock_timestamp() - began);
+        IF changed > 2 * batch_size OR seconds > 0.4 THEN
+            batch_blocks := greatest(batch_blocks / 2, 1);
+        ELSIF changed < batch_size / 2 AND seconds < 0.2 THEN
+            batch_blocks := least(batch_blocks * 2, 4096);
+        END IF;
+
+        pause := greatest(extract(epoch FROM sleep),
+                          session_rows::double precision / max_rate
+                              - extract(epoch FROM clock_timestamp() - session_began));
+        IF pause > 0 THEN
+            PERFORM pg_sleep(pause);
+        END IF;
+        WHILE encryption.replica_lag() > pg_size_bytes(max_replica_lag) LOOP
+            COMMIT;
+            PERFORM pg_sleep(0.2);
+        END LOOP;
+        IF clock_timestamp() > told_at + interval '5 seconds' THEN
+            told_at := clock_timestamp();
+            SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+            RAISE NOTICE 'rotation of %.%, job %: % of % rows, % rows/s, % left',
+                table_name, column_name, this_job, progress.rows_done, progress.rows_total,
+                progress.rows_per_second, progress.time_left;
+        END IF;
+    END LOOP;
+
+    SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+    RAISE NOTICE 'rotation of %.%, job %, is %: % rows, % rows/s', table_name, column_name, this_job,
+        progress.state, progress.rows_done, progress.rows_per_second;
+    IF progress.state = 'incomplete' THEN
+        RAISE WARNING USING MESSAGE = format('rotation of %s.%s is incomplete: %s', table_name, column_name, progress.last_error),
+            HINT = 'Remove the cause and repeat the call.';
+    END IF;
+END $$;
+COMMENT ON PROCEDURE enc_rotate_column(regclass, name, integer, interval, integer, text, interval, boolean, boolean, interval) IS
+    'encrypts the values of a column again that are not under the active version of their key, in batches that commit';
 -- Migration of columns between plaintext and encrypted, with the application running.
 --
 -- A second column is added, a trigger keeps the two in step, the rows that were there are filled in

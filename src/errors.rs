@@ -77,6 +77,9 @@ pub(crate) enum Error {
     NotTableOwner { table: String },
     TableUnknown { table: u32 },
     ColumnUnknown { table: String, column: String },
+    ColumnDropped { table: String },
+    NotRotatable { table: String, column: String, why: &'static str },
+    RangeUnsupported,
 
     // Migrations of columns. A subject is "column \"c\" of table \"t\"".
     MigrationUnsuitable { subject: String, why: String },
@@ -206,7 +209,10 @@ impl Error {
             | Self::JobOfOtherKind { .. }
             | Self::NotTableOwner { .. }
             | Self::TableUnknown { .. }
-            | Self::ColumnUnknown { .. } => self.describe_job(),
+            | Self::ColumnUnknown { .. }
+            | Self::ColumnDropped { .. }
+            | Self::NotRotatable { .. }
+            | Self::RangeUnsupported => self.describe_job(),
             Self::MigrationUnsuitable { .. }
             | Self::MigrationBlocked { .. }
             | Self::MigrationMissing { .. }
@@ -506,6 +512,20 @@ impl Error {
                 Description::new("42703", format!("column \"{column}\" of {table} does not exist"))
                     .hint("Give the column's name as it is in pg_attribute.")
             }
+            Self::ColumnDropped { table } => {
+                Description::new("42703", format!("the column of {table} was dropped"))
+                    .hint("There is nothing left to do.")
+            }
+            Self::NotRotatable { table, column, why } => Description::new(
+                "KE102",
+                format!("column \"{column}\" of {table} cannot be rotated"),
+            )
+            .detail(format!("The reason is that {why}."))
+            .hint("The columns that hold encrypted values are listed in the view encryption.encrypted_column."),
+            Self::RangeUnsupported => {
+                Description::new("KE103", "ranges of encrypted values are not rotated")
+                    .hint("Keep the bounds in columns of their own.")
+            }
             _ => unreachable_description(),
         }
     }
@@ -731,6 +751,24 @@ impl Error {
     /// Whether a provider is out of reach, rather than having said no.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Provider { error, .. } if error.kind.is_outage())
+    }
+
+    /// Whether the fault is in a stored value, so that it would be there the next time too.
+    pub(crate) fn is_of_value(&self) -> bool {
+        matches!(
+            self,
+            Self::ValueTruncated
+                | Self::ValueFormatUnsupported { .. }
+                | Self::ValueKindUnsupported { .. }
+                | Self::ValueOfOtherType { .. }
+                | Self::ValueDamaged { .. }
+                | Self::ValueNotAuthentic { .. }
+                | Self::TextInvalid
+                | Self::TextNotInEncoding { .. }
+                | Self::KeyUnknown { .. }
+                | Self::KeyVersionUnknown { .. }
+                | Self::KeyVersionDestroyed { .. }
+        )
     }
 
     /// A key that a value or a column names by id and the catalog doesn't have.

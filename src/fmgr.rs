@@ -162,6 +162,21 @@ impl Call {
         self.datum(n).value() as i32
     }
 
+    /// Argument `n`, a `smallint`, of a function that takes no nulls.
+    pub(crate) fn int2(&self, n: usize) -> i16 {
+        self.datum(n).value() as i16
+    }
+
+    /// Argument `n`, a `bigint`, of a function that takes no nulls.
+    pub(crate) fn int8(&self, n: usize) -> i64 {
+        self.datum(n).value() as i64
+    }
+
+    /// Argument `n`, an `oid`, of a function that takes no nulls.
+    pub(crate) fn oid(&self, n: usize) -> pg_sys::Oid {
+        pg_sys::Oid::from(self.datum(n).value() as u32)
+    }
+
     /// Argument `n`, a `boolean`, of a function that takes no nulls.
     pub(crate) fn boolean(&self, n: usize) -> bool {
         self.datum(n).value() & 0xff != 0
@@ -188,6 +203,16 @@ impl Call {
     /// If it has characters that UTF-8 hasn't.
     pub(crate) fn text(&self, n: usize) -> Result<String, Error> {
         crate::types::encoding::utf8_string(self.varlena(n).bytes())
+    }
+
+    /// Argument `n`, a `name`, of a function that takes no nulls.
+    ///
+    /// # Errors
+    ///
+    /// If it has characters that UTF-8 hasn't.
+    pub(crate) fn name(&self, n: usize) -> Result<String, Error> {
+        // A name is NUL-padded, so up to its first NUL it is a C string.
+        crate::types::encoding::utf8_string(self.cstring(n).to_bytes())
     }
 
     /// The collation that applies to the call.

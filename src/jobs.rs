@@ -59,7 +59,7 @@ sql_function! {
         let table_id = call.oid(1);
         let column = call.name(2)?;
         let key_name = call.nullable(3).map(|_| call.text(3)).transpose()?;
-        let options = call.jsonb(4);
+        let options = jsonb(call, 4);
         let table = table_name(table_id)?;
         as_owner(|catalog| {
             check_owner(table_id, &table, catalog.caller())?;
@@ -93,9 +93,20 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
         ON CONFLICT (table_id, column_number) WHERE state <> 'completed' DO UPDATE
            SET state = CASE WHEN job.kind = excluded.kind THEN 'running' ELSE job.state END,
                options = CASE WHEN job.kind = excluded.kind THEN excluded.options ELSE job.options END,
-               last_error = CASE WHEN job.state = 'incomplete' THEN job.last_error END,
-               ended_at = NULL, changed_at = pg_catalog.clock_timestamp()
+               ended_at = CASE WHEN job.kind = excluded.kind THEN NULL ELSE job.ended_at END
         RETURNING job_id, xmax = 0, kind";
+    // Whoever joins others that work on it doesn't begin anew.
+    const RESUME: &str = "
+        UPDATE encryption.job
+           SET resumed_at = pg_catalog.clock_timestamp(), last_error = NULL,
+               resumed_rows = rows_done + coalesce(
+                   (SELECT pg_catalog.sum(rows_done) FROM encryption.job_range r
+                     WHERE r.job_id = job.job_id AND step = 'walk'), 0)
+         WHERE job_id = $1 AND NOT EXISTS (
+               SELECT FROM encryption.job_range r
+                WHERE r.job_id = job.job_id AND r.worker <> pg_catalog.pg_backend_pid()
+                  AND r.changed_at > pg_catalog.clock_timestamp() - interval '10 seconds'
+                  AND r.worker IN (SELECT pid FROM pg_catalog.pg_stat_activity))";
     let NewJob { kind, table_id, table, number, column, key_name, options } = job;
     let caller = i64::from(catalog.caller().to_u32());
     let arguments = [
@@ -120,7 +131,9 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
             column: column.to_owned(),
         });
     }
-    Ok((id, row.boolean(2)?.unwrap_or(false)))
+    let is_new = row.boolean(2)?.unwrap_or(false);
+    catalog.run(RESUME, &[id.into()])?;
+    Ok((id, is_new))
 }
 
 fn column_number(
@@ -140,7 +153,7 @@ fn column_number(
 }
 
 /// A table's name with its schema, in SQL.
-fn table_name(table: pg_sys::Oid) -> Result<String, Error> {
+pub(crate) fn table_name(table: pg_sys::Oid) -> Result<String, Error> {
     // SAFETY: look-ups in system caches; a null pointer says that there is none.
     unsafe {
         let name = pg_sys::get_rel_name(table);
@@ -159,7 +172,7 @@ sql_function! {
         refuse_if_read_only(c"encryption.plan_ranges()");
         call.refuse_nulls()?;
         let step = call.text(1)?;
-        let tables = call.array_of_oids(2);
+        let tables = array_of_oids(call, 2);
         let planned = as_owner(|catalog| {
             let job = Job::of_caller(call.int8(0), catalog)?;
             plan(catalog, &job, &step, tables)
@@ -178,24 +191,6 @@ fn plan(
     const LOCK: &str = "SELECT state FROM encryption.job WHERE job_id = $1 FOR UPDATE";
     const UNFINISHED: &str =
         "SELECT 1 FROM encryption.job_range WHERE job_id = $1 AND next_block < end_block LIMIT 1";
-    // What the finished ranges came to. A check has found how many rows are left: after it, the
-    // total is no estimate.
-    const FOLD: &str = "
-        WITH finished AS (DELETE FROM encryption.job_range WHERE job_id = $1 RETURNING *),
-             sums AS (
-                SELECT pg_catalog.sum(rows_done) FILTER (WHERE step = 'walk') AS rows_done,
-                       pg_catalog.sum(rows_locked) FILTER (WHERE step = 'check') AS rows_left,
-                       pg_catalog.sum(rows_damaged) FILTER (WHERE step = 'walk') AS rows_damaged
-                  FROM finished)
-        UPDATE encryption.job
-           SET rows_done = job.rows_done + coalesce(sums.rows_done, 0),
-               rows_total = coalesce(job.rows_done + sums.rows_left, rows_total),
-               -- Damaged values are met again in each pass.
-               rows_damaged = coalesce(sums.rows_damaged, job.rows_damaged),
-               pass = pass + CASE WHEN $2 = 'walk' THEN 1 ELSE 0 END,
-               changed_at = pg_catalog.clock_timestamp()
-          FROM sums
-         WHERE job_id = $1";
     // Up to 64 pieces a table, each of 2 MB at the least, so that several sessions find work.
     const INSERT: &str = "
         INSERT INTO encryption.job_range (job_id, step, table_id, first_block, next_block, end_block)
@@ -208,6 +203,16 @@ fn plan(
                                        ELSE greatest(256, (blocks + 63) / 64) END AS piece) pieces,
                LATERAL pg_catalog.generate_series(0, blocks - 1, piece) first_block
          ORDER BY t.n, first_block";
+    // The version that the values are to have may have changed since the last pass.
+    const NEXT_PASS: &str = "
+        UPDATE encryption.job
+           SET pass = pass + 1,
+               to_version = (SELECT version FROM encryption.key_version v JOIN encryption.key k USING (key_id)
+                              WHERE k.name = job.key_name AND v.state = 'active'),
+               from_version = (SELECT version FROM encryption.key_version v JOIN encryption.key k USING (key_id)
+                                WHERE k.name = job.key_name AND v.deprecated_at IS NOT NULL
+                                ORDER BY v.deprecated_at DESC LIMIT 1)
+         WHERE job_id = $1";
     const ESTIMATE: &str = "
         UPDATE encryption.job
            SET rows_total = (SELECT pg_catalog.sum(reltuples) FILTER (WHERE reltuples >= 0)::bigint
@@ -219,10 +224,35 @@ fn plan(
     {
         return Ok(false);
     }
-    catalog.run(FOLD, &[job.id.into(), step.into()])?;
+    fold(catalog, job.id)?;
+    if step == "walk" {
+        catalog.run(NEXT_PASS, &[job.id.into()])?;
+    }
     catalog.run(ESTIMATE, &[job.id.into(), copy(&tables)])?;
     catalog.run(INSERT, &[job.id.into(), step.into(), tables])?;
     Ok(true)
+}
+
+/// Adds what the ranges of the present step came to, and deletes them.
+fn fold(catalog: &mut Writer<'_, '_>, job: i64) -> Result<(), Error> {
+    // A check has found how many rows are left: after it, the total is no estimate. Damaged values
+    // are met again in each pass.
+    const FOLD: &str = "
+        WITH finished AS (DELETE FROM encryption.job_range WHERE job_id = $1 RETURNING *),
+             sums AS (
+                SELECT pg_catalog.sum(rows_done) FILTER (WHERE step = 'walk') AS rows_done,
+                       pg_catalog.sum(rows_locked) FILTER (WHERE step = 'check') AS rows_left,
+                       pg_catalog.sum(rows_damaged) FILTER (WHERE step = 'walk') AS rows_damaged
+                  FROM finished)
+        UPDATE encryption.job
+           SET rows_done = job.rows_done + coalesce(sums.rows_done, 0),
+               rows_total = coalesce(job.rows_done + sums.rows_left, rows_total),
+               rows_damaged = coalesce(sums.rows_damaged, job.rows_damaged),
+               changed_at = pg_catalog.clock_timestamp()
+          FROM sums
+         WHERE job_id = $1";
+    catalog.run(FOLD, &[job.into()])?;
+    Ok(())
 }
 
 fn copy<'a>(argument: &DatumWithOid<'a>) -> DatumWithOid<'a> {
@@ -331,40 +361,25 @@ sql_function! {
         let error = call.nullable(2).map(|_| call.text(2)).transpose()?;
         as_owner(|catalog| {
             let job = Job::of_caller(call.int8(0), catalog)?;
+            if matches!(state.as_str(), "completed" | "incomplete") {
+                fold(catalog, job.id)?;
+            }
             catalog.run(SET, &[job.id.into(), state.as_str().into(), error.as_deref().into()])
         })?;
         Ok(pg_sys::Datum::from(0usize))
     }
 }
 
-impl Call {
-    /// Argument `n`, a `bigint`, of a function that takes no nulls.
-    fn int8(&self, n: usize) -> i64 {
-        self.datum(n).value() as i64
-    }
+/// Argument `n`, a `jsonb`, to be handed on.
+fn jsonb(call: &Call, n: usize) -> DatumWithOid<'static> {
+    // SAFETY: SQL declares the argument jsonb, and it outlives the call.
+    unsafe { argument_of_type(call.nullable(n), pg_sys::JSONBOID) }
+}
 
-    /// Argument `n`, an `oid`, of a function that takes no nulls.
-    fn oid(&self, n: usize) -> pg_sys::Oid {
-        pg_sys::Oid::from(self.datum(n).value() as u32)
-    }
-
-    /// Argument `n`, a `name`, of a function that takes no nulls.
-    fn name(&self, n: usize) -> Result<String, Error> {
-        // A name is NUL-padded, so up to its first NUL it is a C string.
-        crate::types::encoding::utf8_string(self.cstring(n).to_bytes())
-    }
-
-    /// Argument `n`, a `jsonb`, to be handed on.
-    fn jsonb(&self, n: usize) -> DatumWithOid<'static> {
-        // SAFETY: SQL declares the argument jsonb, and it outlives the call.
-        unsafe { argument_of_type(self.nullable(n), pg_sys::JSONBOID) }
-    }
-
-    /// Argument `n`, an `oid[]`, to be handed on.
-    fn array_of_oids(&self, n: usize) -> DatumWithOid<'static> {
-        // SAFETY: SQL declares the argument oid[], and it outlives the call.
-        unsafe { argument_of_type(self.nullable(n), pg_sys::OIDARRAYOID) }
-    }
+/// Argument `n`, an `oid[]`, to be handed on.
+fn array_of_oids(call: &Call, n: usize) -> DatumWithOid<'static> {
+    // SAFETY: SQL declares the argument oid[], and it outlives the call.
+    unsafe { argument_of_type(call.nullable(n), pg_sys::OIDARRAYOID) }
 }
 
 /// # Safety

@@ -17,6 +17,7 @@ mod operators;
 mod pg;
 mod providers;
 mod rights;
+mod rotation;
 mod session;
 mod settings;
 mod types;

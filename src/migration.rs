@@ -10,7 +10,8 @@ use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::rights::RightsOf;
 use crate::types::{
-    EncryptedBytea, EncryptedText, EncryptedType, is_encrypted, key_of_modifier, parse, without_padding,
+    EncryptedBytea, EncryptedText, EncryptedType, is_encrypted, key_of_modifier, parse,
+    without_padding,
 };
 use crate::varlena::Varlena;
 use crate::{access, keys};
@@ -82,8 +83,9 @@ impl Event {
         const EVENT: u32 = pg_sys::TRIGGER_EVENT_OPMASK;
         const WHEN: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
         const BEFORE_ROW: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_BEFORE;
-        const MISUSED: Error =
-            Error::Internal { what: "keep_in_step is not called as a trigger before a row's change" };
+        const MISUSED: Error = Error::Internal {
+            what: "keep_in_step is not called as a trigger before a row's change",
+        };
         // SAFETY: the context of the call, if any, is a node; of a trigger's, all is set that its
         // event has.
         unsafe {
@@ -142,9 +144,8 @@ impl Event {
         let mut is_null = false;
         // SAFETY: the row is of the table that the description describes, and the column is one of
         // its attributes. A row from before ALTER TABLE ... ADD COLUMN has fewer.
-        let value = unsafe {
-            pg_sys::heap_getattr(row, column.number, self.description(), &mut is_null)
-        };
+        let value =
+            unsafe { pg_sys::heap_getattr(row, column.number, self.description(), &mut is_null) };
         (!is_null).then_some(value)
     }
 
@@ -178,7 +179,8 @@ impl Event {
 
     fn table(&self) -> String {
         // SAFETY: the relation is open during the call; its name is NUL-terminated.
-        let name = unsafe { CStr::from_ptr((*(*(*self.data).tg_relation).rd_rel).relname.data.as_ptr()) };
+        let name =
+            unsafe { CStr::from_ptr((*(*(*self.data).tg_relation).rd_rel).relname.data.as_ptr()) };
         format!("table \"{}\"", name.to_string_lossy())
     }
 }
@@ -280,11 +282,11 @@ fn convert(value: pg_sys::Datum, source: &Column, target: &Column) -> Result<pg_
             Ok(EncryptedBytea::encrypt(target.key()?, stored.bytes())?.datum())
         }
         (Kind::EncryptedText, Kind::Text | Kind::Varchar | Kind::Bpchar) => {
-            let text = EncryptedText::decrypt(&parse(stored)?, Privilege::Decrypt)?;
+            let text = EncryptedText::decrypt(&parse(stored)?, Some(Privilege::Decrypt))?;
             target.checked(text.datum())
         }
         (Kind::EncryptedBytea, Kind::Bytea) => {
-            let bytes = EncryptedBytea::decrypt(&parse(stored)?, Privilege::Decrypt)?;
+            let bytes = EncryptedBytea::decrypt(&parse(stored)?, Some(Privilege::Decrypt))?;
             target.checked(bytes.datum())
         }
         _ => Err(MISUSED),
@@ -303,8 +305,11 @@ impl Column {
     /// A value of the base type as a value of the column's own: within its length, and as its domain
     /// demands.
     fn checked(&self, value: pg_sys::Datum) -> Result<pg_sys::Datum, Error> {
-        let arguments =
-            [Some(value), Some(pg_sys::Datum::from(self.modifier)), Some(pg_sys::Datum::from(false))];
+        let arguments = [
+            Some(value),
+            Some(pg_sys::Datum::from(self.modifier)),
+            Some(pg_sys::Datum::from(false)),
+        ];
         let coerce = match self.kind {
             Kind::Varchar if self.modifier >= 0 => Some(pg_sys::varchar as unsafe fn(_) -> _),
             Kind::Bpchar if self.modifier >= 0 => Some(pg_sys::bpchar as unsafe fn(_) -> _),

@@ -77,7 +77,7 @@ pub(crate) fn coerce<T: EncryptedType>(
 }
 
 /// The value under the active version of its own key.
-fn rotate<T: EncryptedType>(stored: Varlena) -> Result<pg_sys::Datum, Error> {
+pub(crate) fn rotate<T: EncryptedType>(stored: Varlena) -> Result<pg_sys::Datum, Error> {
     reencrypt::<T>(stored, parse(stored)?.header().key_id)
 }
 
