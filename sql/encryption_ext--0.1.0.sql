@@ -1566,9 +1566,10 @@ CREATE TABLE encryption.migration (
     -- backfilling: rows from before the migration are being filled in. verifying: each row is being
     -- decrypted and compared. verified: ready to exchange the names, or waiting for indexes.
     -- swapped: the names are exchanged, the source column is still there. finished: it is dropped.
-    -- rolled back: the target column is.
-    phase          text        NOT NULL DEFAULT 'backfilling'
-                               CHECK (phase IN ('backfilling', 'verifying', 'verified', 'swapped', 'finished', 'rolled back')),
+    -- rolled back: the target column is. changing: what a transaction that alters the table sees
+    -- itself; it is never committed.
+    phase          text        NOT NULL DEFAULT 'changing'
+                               CHECK (phase IN ('changing', 'backfilling', 'verifying', 'verified', 'swapped', 'finished', 'rolled back')),
     table_id       oid         NOT NULL,
     -- The name that applications use, what the new column is called before it has that name, and
     -- what the old one is called afterwards.
@@ -1584,8 +1585,8 @@ CREATE TABLE encryption.migration (
     members        oid[]       NOT NULL,
     -- Names that were given away at the swap: [{"kind", "oid", "name"}].
     renamed        jsonb       NOT NULL DEFAULT '[]',
-    -- The files of the tables when the source column was dropped: {"table's oid": file}. A table
-    -- that still has the same one still has the old values in it.
+    -- The files of the tables when a column was dropped: {"table's oid": file}. A table that still
+    -- has the same one still has the old values in it.
     files          jsonb       NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE encryption.migration IS 'migrations of columns: a row for each job that is one';
@@ -1751,12 +1752,25 @@ END $$;
 COMMENT ON FUNCTION encryption.check_migration_subject(oid, name, text, text, text) IS
     'refuses a column that can''t be migrated, and says which types it has before and after';
 
+CREATE FUNCTION encryption.qualified_name(relation_id oid) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = relation_id
+$$;
+
+-- Definitions are read and made again with this search path: the operators of both types have their
+-- plain names in it, so what is read of one column can be said of the other.
+CREATE FUNCTION encryption.definition_path() RETURNS text
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'pg_catalog, @extschema@, pg_temp'
+$$;
+
 -- The index on the new column that does for equality what this one does on the old column, under
 -- another name; null if there is none.
 CREATE FUNCTION encryption.translate_index(
         index_id oid, from_name name, to_name name, direction text, new_name name)
     RETURNS text
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @extschema@, pg_temp AS $$
 DECLARE
     index     pg_index;
     class     pg_class;
@@ -1857,7 +1871,7 @@ BEGIN
 
     RETURN format('CREATE %sINDEX %I ON %s USING %s (%s)',
             CASE WHEN index.indisunique THEN 'UNIQUE ' ELSE '' END,
-            new_name, index.indrelid::regclass, new_method, array_to_string(terms, ', '))
+            new_name, encryption.qualified_name(index.indrelid), new_method, array_to_string(terms, ', '))
         || CASE WHEN included <> '{}' THEN format(' INCLUDE (%s)', array_to_string(included, ', ')) ELSE '' END
         -- From version 15 on.
         || CASE WHEN (to_jsonb(index) ->> 'indnullsnotdistinct')::boolean THEN ' NULLS NOT DISTINCT' ELSE '' END
@@ -1876,7 +1890,7 @@ CREATE FUNCTION encryption.column_dependents(
         table_id oid, from_name name, to_name name, direction text)
     RETURNS TABLE (kind text, class_id oid, object_id oid, object text, effect text, needs text,
                    statement text, member oid)
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @extschema@, pg_temp AS $$
 DECLARE
     depending  record;
     constr     pg_constraint;
@@ -2299,11 +2313,12 @@ BEGIN
                              table_id, column_name, migration.target_name, direction) d
                           WHERE d.kind = 'index' AND d.statement IS NOT NULL
         LOOP
-            PERFORM encryption.execute_with_path(dependent.statement, options ->> 'path');
+            PERFORM encryption.execute_with_path(dependent.statement, encryption.definition_path());
         END LOOP;
     END IF;
     -- The lock is held: what is in the tables now is all that comes without the new column.
     PERFORM encryption.plan_ranges(migration.job_id, 'walk', migration.members);
+    UPDATE encryption.migration m SET phase = 'backfilling' WHERE m.job_id = migration.job_id;
     RETURN migration.job_id;
 END $$;
 
@@ -2455,29 +2470,29 @@ $$;
 
 -- What makes a view again as it is: definition, options, owner, privileges, comments, triggers.
 CREATE FUNCTION encryption.view_script(view_id oid) RETURNS text[]
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT ARRAY[format('CREATE OR REPLACE VIEW %s%s AS %s', view_id::regclass,
+    LANGUAGE sql STABLE SET search_path = pg_catalog, @extschema@, pg_temp AS $$
+    SELECT ARRAY[format('CREATE OR REPLACE VIEW %s%s AS %s', encryption.qualified_name(view_id),
                         CASE WHEN c.reloptions IS NULL THEN ''
                              ELSE format(' WITH (%s)', array_to_string(c.reloptions, ', ')) END,
                         pg_get_viewdef(view_id)),
-                 format('ALTER VIEW %s OWNER TO %I', view_id::regclass, pg_get_userbyid(c.relowner))]
+                 format('ALTER VIEW %s OWNER TO %I', encryption.qualified_name(view_id), pg_get_userbyid(c.relowner))]
         -- The owner's privileges go with CREATE, unless someone took them.
         || CASE WHEN c.relacl IS NULL THEN '{}'
-                ELSE ARRAY[format('REVOKE ALL ON %s FROM %I', view_id::regclass, pg_get_userbyid(c.relowner))] END
-        || ARRAY(SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, view_id::regclass,
+                ELSE ARRAY[format('REVOKE ALL ON %s FROM %I', encryption.qualified_name(view_id), pg_get_userbyid(c.relowner))] END
+        || ARRAY(SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, encryption.qualified_name(view_id),
                                CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
                                CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
                    FROM aclexplode(c.relacl) a)
-        || ARRAY(SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, view_id::regclass,
+        || ARRAY(SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, encryption.qualified_name(view_id),
                                CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
                                CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
                    FROM pg_attribute t, aclexplode(t.attacl) a WHERE t.attrelid = view_id)
-        || ARRAY(SELECT format('COMMENT ON VIEW %s IS %L', view_id::regclass, description)
+        || ARRAY(SELECT format('COMMENT ON VIEW %s IS %L', encryption.qualified_name(view_id), description)
                    FROM pg_description WHERE objoid = view_id AND classoid = 'pg_class'::regclass AND objsubid = 0)
-        || ARRAY(SELECT format('COMMENT ON COLUMN %s.%I IS %L', view_id::regclass, t.attname, description)
+        || ARRAY(SELECT format('COMMENT ON COLUMN %s.%I IS %L', encryption.qualified_name(view_id), t.attname, description)
                    FROM pg_description JOIN pg_attribute t ON t.attrelid = view_id AND t.attnum = objsubid
                   WHERE objoid = view_id AND classoid = 'pg_class'::regclass)
-        || ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', view_id::regclass, t.attname,
+        || ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', encryption.qualified_name(view_id), t.attname,
                                pg_get_expr(f.adbin, f.adrelid))
                    FROM pg_attrdef f JOIN pg_attribute t ON t.attrelid = f.adrelid AND t.attnum = f.adnum
                   WHERE f.adrelid = view_id)
@@ -2540,9 +2555,9 @@ END $$;
 
 -- The short moment: the columns exchange their names, and all that named the column is made again
 -- with the one that has its name now. `forward` is false on the way back.
-CREATE FUNCTION encryption.exchange_names(migration encryption.migration, forward boolean, options jsonb)
+CREATE FUNCTION encryption.exchange_names(migration encryption.migration, forward boolean)
     RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, @extschema@, pg_temp AS $$
 DECLARE
     root        regclass := migration.table_id::regclass;
     column_name name := migration.column_name;
@@ -2637,7 +2652,7 @@ BEGIN
     PERFORM encryption.move_column_properties(migration.table_id, going, column_name);
 
     FOREACH statement IN ARRAY again LOOP
-        PERFORM encryption.execute_with_path(statement, options ->> 'path');
+        EXECUTE statement;
     END LOOP;
     PERFORM encryption.make_views_again(views, scripts);
 
@@ -2649,7 +2664,7 @@ END $$;
 -- A view whose columns keep their types is replaced. Otherwise it and those over it are dropped and
 -- made again.
 CREATE FUNCTION encryption.make_views_again(views oid[], scripts jsonb) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, @extschema@, pg_temp AS $$
 DECLARE
     statement text;
 BEGIN
@@ -2662,7 +2677,7 @@ BEGIN
         NULL;
     END;
     FOR n IN REVERSE cardinality(views) .. 1 LOOP
-        EXECUTE format('DROP VIEW %s', views[n]::regclass);
+        EXECUTE format('DROP VIEW %s', encryption.qualified_name(views[n]));
     END LOOP;
     FOR n IN 1 .. cardinality(views) LOOP
         FOR statement IN SELECT jsonb_array_elements_text(scripts -> (n - 1)) LOOP
@@ -2720,10 +2735,11 @@ BEGIN
                                        encryption.concurrent_statements(m.statement, m.member) s);
         END IF;
         FOR descendant IN SELECT m.statement FROM encryption.missing_indexes(migration) m LOOP
-            PERFORM encryption.execute_with_path(descendant.statement, options ->> 'path');
+            PERFORM encryption.execute_with_path(descendant.statement, encryption.definition_path());
         END LOOP;
     END IF;
-    PERFORM encryption.exchange_names(migration, true, options);
+    UPDATE encryption.migration m SET phase = 'changing' WHERE m.job_id = migration.job_id;
+    PERFORM encryption.exchange_names(migration, true);
     UPDATE encryption.migration m SET phase = 'swapped' WHERE m.job_id = migration.job_id;
     RETURN '{}';
 END $$;
@@ -2811,6 +2827,13 @@ CREATE FUNCTION encryption.find_migration(table_id oid, column_name name) RETURN
      ORDER BY m.job_id DESC LIMIT 1
 $$;
 
+-- VACUUM FULL and pg_repack give a table another file.
+CREATE FUNCTION encryption.files_of(table_id oid) RETURNS jsonb
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(jsonb_object_agg(d.member, pg_relation_filenode(d.member)), '{}')
+      FROM encryption.descendants(table_id) d WHERE d.relkind = 'r'
+$$;
+
 -- Back to where it was, before the swap or after it. What was written since is kept: the trigger
 -- wrote it to both columns.
 CREATE FUNCTION encryption.roll_back_migration(migration encryption.migration, options jsonb) RETURNS void
@@ -2824,7 +2847,10 @@ BEGIN
     SELECT * INTO migration FROM encryption.migration m WHERE m.job_id = migration.job_id FOR UPDATE;
     IF migration.phase = 'swapped' THEN
         PERFORM encryption.check_migration_intact(migration);
-        PERFORM encryption.exchange_names(migration, false, options);
+    END IF;
+    UPDATE encryption.migration m SET phase = 'changing' WHERE m.job_id = migration.job_id;
+    IF migration.phase = 'swapped' THEN
+        PERFORM encryption.exchange_names(migration, false);
     END IF;
     PERFORM encryption.drop_migration_trigger(migration.job_id, migration.table_id);
     -- A column that someone dropped is no reason to stay here; another column of its name is.
@@ -2847,7 +2873,9 @@ BEGIN
             EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', item.conrelid::regclass, item.conname, item.name);
         END IF;
     END LOOP;
-    UPDATE encryption.migration m SET phase = 'rolled back' WHERE m.job_id = migration.job_id;
+    UPDATE encryption.migration m
+       SET phase = 'rolled back', files = encryption.files_of(migration.table_id)
+     WHERE m.job_id = migration.job_id;
     PERFORM encryption.set_job_state(migration.job_id, 'completed', NULL);
     RAISE NOTICE '%: is % again, with all that was written since', encryption.migration_subject(migration), migration.source_type;
 END $$;
@@ -2858,13 +2886,16 @@ BEGIN
     PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', migration.table_id::regclass);
     SELECT * INTO migration FROM encryption.migration m WHERE m.job_id = migration.job_id FOR UPDATE;
+    IF migration.phase <> 'swapped' THEN
+        PERFORM encryption.refuse_migration('phase', encryption.migration_subject(migration),
+            format('its migration is in phase "%s"', migration.phase));
+    END IF;
     PERFORM encryption.check_migration_intact(migration);
+    UPDATE encryption.migration m SET phase = 'changing' WHERE m.job_id = migration.job_id;
     PERFORM encryption.drop_migration_trigger(migration.job_id, migration.table_id);
     EXECUTE format('ALTER TABLE %s DROP COLUMN %I', migration.table_id::regclass, migration.source_name);
     UPDATE encryption.migration m
-       SET phase = 'finished',
-           files = (SELECT jsonb_object_agg(d.member, pg_relation_filenode(d.member))
-                      FROM encryption.descendants(migration.table_id) d WHERE d.relkind = 'r')
+       SET phase = 'finished', files = encryption.files_of(migration.table_id)
      WHERE m.job_id = migration.job_id;
     PERFORM encryption.set_job_state(migration.job_id, 'completed', NULL);
     IF migration.direction = 'encrypt' THEN
@@ -3232,6 +3263,26 @@ BEGIN
         'pause', extract(epoch FROM pause), 'lock_timeout', ceil(extract(epoch FROM lock_timeout) * 1000)::bigint || 'ms',
         'lock_tries', lock_tries, 'indexes', indexes, 'path', path);
 END $$;
+
+-- Refuses to alter a table so that its migration can't go on, or its columns no longer keep in step.
+CREATE FUNCTION encryption.check_migrations() RETURNS event_trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    migration encryption.migration;
+BEGIN
+    FOR migration IN
+        SELECT DISTINCT m.* FROM encryption.migration m, pg_event_trigger_ddl_commands() c
+         WHERE m.phase NOT IN ('changing', 'finished', 'rolled back')
+           AND c.classid = 'pg_class'::regclass AND (c.objid = m.table_id OR c.objid = ANY (m.members))
+    LOOP
+        PERFORM encryption.check_migration_intact(migration);
+    END LOOP;
+END $$;
+
+CREATE EVENT TRIGGER encryption_ext_check_migrations ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE')
+    EXECUTE FUNCTION encryption.check_migrations();
+ALTER EVENT TRIGGER encryption_ext_check_migrations ENABLE ALWAYS;
 
 -- Only commits and waits: a procedure that commits can't have a search path of its own, so there are
 -- no names here without a schema, and no operators.
