@@ -2245,7 +2245,7 @@ END $$;
 -- they are empty, and the ranges of rows that are to be filled in.
 CREATE FUNCTION encryption.begin_migration(
         table_id oid, column_name name, direction text, options jsonb)
-    RETURNS bigint
+    RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     encrypted  name := encryption.with_suffix(column_name, '_encrypted');
@@ -2263,6 +2263,10 @@ BEGIN
     migration.source_name := CASE direction WHEN 'encrypt' THEN plaintext ELSE encrypted END;
     PERFORM encryption.check_key_of_owner(table_id, subject.effective_key);
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', table_id::regclass);
+    -- Another caller was faster.
+    IF (encryption.find_migration(table_id, column_name)).phase NOT IN ('finished', 'rolled back') THEN
+        RETURN;
+    END IF;
     FOR descendant IN
         SELECT d.member, a.attname FROM encryption.descendants(table_id) d
           JOIN pg_attribute a ON a.attrelid = d.member AND NOT a.attisdropped
@@ -2319,7 +2323,6 @@ BEGIN
     -- The lock is held: what is in the tables now is all that comes without the new column.
     PERFORM encryption.plan_ranges(migration.job_id, 'walk', migration.members);
     UPDATE encryption.migration m SET phase = 'backfilling' WHERE m.job_id = migration.job_id;
-    RETURN migration.job_id;
 END $$;
 
 -- An index that is built on the empty column keeps writers out while the table is read once. That is
@@ -2512,6 +2515,7 @@ DECLARE
     grantee    text;
     target     text;
     comment_   text;
+    option     text;
 BEGIN
     FOR descendant IN
         SELECT d.member, a.attnum, a.attacl, a.attoptions, to_jsonb(a) ->> 'attstattarget' AS statistics,
@@ -2540,9 +2544,11 @@ BEGIN
         IF descendant.statistics::integer >= 0 THEN
             EXECUTE format('%s %I SET STATISTICS %s', target, to_name, descendant.statistics);
         END IF;
-        IF descendant.attoptions IS NOT NULL THEN
-            EXECUTE format('%s %I SET (%s)', target, to_name, array_to_string(descendant.attoptions, ', '));
-        END IF;
+        FOREACH option IN ARRAY coalesce(descendant.attoptions, '{}') LOOP
+            IF option LIKE 'n\_distinct%' THEN
+                EXECUTE format('%s %I SET (%s)', target, to_name, option);
+            END IF;
+        END LOOP;
         FOR label IN SELECT provider, l.label FROM pg_seclabel l
                       WHERE l.classoid = 'pg_class'::regclass AND l.objoid = descendant.member
                         AND l.objsubid = descendant.attnum
