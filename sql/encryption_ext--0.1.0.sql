@@ -2182,9 +2182,10 @@ BEGIN
     SELECT 'publication', format('publication %I', p.pubname),
            'subscribers need the new column before it is here, or their subscriptions stop', 'published', NULL::text
       FROM pg_publication p
-     WHERE EXISTS (SELECT FROM pg_publication_tables t
-                     JOIN encryption.descendants(table_id) d
-                       ON d.member = format('%I.%I', t.schemaname, t.tablename)::regclass
+     WHERE EXISTS (SELECT FROM encryption.descendants(table_id) d
+                     JOIN pg_class c ON c.oid = d.member
+                     JOIN pg_namespace n ON n.oid = c.relnamespace
+                     JOIN pg_publication_tables t ON t.schemaname = n.nspname AND t.tablename = c.relname
                     WHERE t.pubname = p.pubname);
 
     RETURN QUERY
@@ -3208,7 +3209,7 @@ CREATE VIEW enc_stat_progress_encrypt AS
 SELECT m.job_id,
        m.direction,
        m.table_id,
-       coalesce(m.table_id::regclass::text, j.table_name) AS table_name,
+       coalesce(c.oid::regclass::text, j.table_name) AS table_name,
        m.column_name,
        m.key_name,
        m.phase,
