@@ -3219,6 +3219,9 @@ SELECT m.job_id,
        coalesce(r.verified, 0) AS rows_verified,
        CASE WHEN m.phase IN ('backfilling', 'verifying') THEN r.blocks_done END AS blocks_done,
        CASE WHEN m.phase IN ('backfilling', 'verifying') THEN r.blocks_total END AS blocks_total,
+       CASE WHEN m.phase IN ('backfilling', 'verifying') THEN r.step_rows / nullif(r.seconds, 0) END AS rows_per_second,
+       CASE WHEN m.phase IN ('backfilling', 'verifying')
+            THEN make_interval(secs => r.seconds * (r.blocks_total - r.blocks_done) / nullif(r.blocks_done, 0)) END AS time_left,
        CASE WHEN c.oid IS NULL THEN 'the table is dropped'
             WHEN m.phase IN ('backfilling', 'verifying', 'verified') OR m.phase = 'rolled back' AND m.direction = 'encrypt'
               OR m.phase = 'finished' AND m.direction = 'decrypt' OR m.phase = 'swapped' AND m.direction = 'decrypt'
@@ -3238,10 +3241,13 @@ SELECT m.job_id,
   JOIN encryption.job j ON j.job_id = m.job_id
   LEFT JOIN pg_class c ON c.oid = m.table_id
   LEFT JOIN LATERAL (
-    SELECT sum(r.rows_done) FILTER (WHERE r.step = 'walk') AS filled,
-           sum(r.rows_done) FILTER (WHERE r.step = 'verify') AS verified,
-           sum(r.next_block - r.first_block) AS blocks_done,
-           sum(r.end_block - r.first_block) AS blocks_total
+    SELECT sum(r.rows_done) FILTER (WHERE r.step = 'walk')::bigint AS filled,
+           sum(r.rows_done) FILTER (WHERE r.step = 'verify')::bigint AS verified,
+           sum(r.rows_done)::double precision AS step_rows,
+           sum(r.next_block - r.first_block)::bigint AS blocks_done,
+           sum(r.end_block - r.first_block)::bigint AS blocks_total,
+           -- Of the present step, from the first range that was worked on.
+           extract(epoch FROM max(r.changed_at) - min(r.changed_at))::double precision AS seconds
       FROM encryption.job_range r WHERE r.job_id = m.job_id) r ON true;
 COMMENT ON VIEW enc_stat_progress_encrypt IS 'migrations of columns between plaintext and encrypted, a row each';
 GRANT SELECT ON enc_stat_progress_encrypt TO PUBLIC;

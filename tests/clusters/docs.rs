@@ -46,6 +46,22 @@ fn examples_of_the_providers_with_vault() {
     run_examples("examples_of_the_providers_with_vault", "docs/providers.md", VAULT);
 }
 
+/// Each runbook in a cluster of its own.
+#[test]
+fn examples_of_the_operations() {
+    let runbooks = fs::read_dir(root().join("docs/operations")).unwrap();
+    let mut runbooks: Vec<_> = runbooks
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".md"))
+        .collect();
+    runbooks.sort();
+    assert!(!runbooks.is_empty(), "there are no runbooks");
+    for runbook in runbooks {
+        println!("docs/operations/{runbook}");
+        run_examples("examples_of_the_operations", &format!("docs/operations/{runbook}"), FILE);
+    }
+}
+
 /// Runs a document's blocks with this info string, in order, by psql and in a new cluster. Exactly
 /// the statements that are marked so must fail.
 #[track_caller]
@@ -176,12 +192,14 @@ fn reference_lists_the_functions() {
     let documented = reference
         .lines()
         .flat_map(|line| line.split('`').skip(1).step_by(2))
-        .filter(|code| code.contains(" RETURNS "))
+        .filter(|code| code.contains(" RETURNS ") || code.starts_with("CALL "))
         .map(str::to_owned);
     let existing = rows(
         &mut connect(&cluster),
-        "SELECT CASE nspname WHEN 'public' THEN '' ELSE nspname || '.' END || proname || '('
-                || pg_get_function_arguments(f.oid) || ') RETURNS ' || pg_get_function_result(f.oid)
+        "SELECT CASE prokind WHEN 'p' THEN 'CALL ' ELSE '' END
+                || CASE nspname WHEN 'public' THEN '' ELSE nspname || '.' END || proname || '('
+                || regexp_replace(pg_get_function_arguments(f.oid), '(^|, )IN ', '\\1', 'g') || ')'
+                || CASE prokind WHEN 'p' THEN '' ELSE ' RETURNS ' || pg_get_function_result(f.oid) END
            FROM pg_proc f JOIN pg_namespace n ON n.oid = pronamespace
           WHERE f.oid IN (SELECT objid FROM member WHERE classid = 'pg_proc'::regclass)",
     );
@@ -479,9 +497,9 @@ fn slug(heading: &str) -> String {
     heading.chars().filter(|c| c.is_alphanumeric() || ['-', '_'].contains(c)).collect()
 }
 
-/// The documents in the root and in docs/.
+/// The documents in the root, in docs/ and in docs/operations/.
 fn documents() -> impl Iterator<Item = PathBuf> {
-    let folders = [root().to_owned(), root().join("docs")];
+    let folders = [root().to_owned(), root().join("docs"), root().join("docs/operations")];
     let files = folders.into_iter().flat_map(|folder| fs::read_dir(folder).unwrap());
     files
         .map(|file| file.unwrap().path())
