@@ -829,6 +829,161 @@ CREATE FUNCTION enc_digest(value bytea, normal_form text DEFAULT 'none', domain 
 COMMENT ON FUNCTION enc_digest(bytea, text, text) IS
     'keyed digest, 16 bytes: the same for equal plaintexts in the same normal form and domain';
 
+-- The stored digests of everything: indexes whose keys, expressions or predicates look at encrypted
+-- columns, stored generated columns that do, and materialized views that call enc_digest.
+CREATE VIEW encryption.digest_holder AS
+WITH RECURSIVE holder (type_id) AS (
+    SELECT type.oid FROM pg_catalog.pg_type type
+      JOIN pg_catalog.pg_depend ON classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND objid = type.oid
+       AND refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND deptype = 'e'
+      JOIN pg_catalog.pg_extension ON refobjid = pg_extension.oid AND extname = 'encryption_ext'
+     WHERE typname IN ('encrypted_text', 'encrypted_bytea')
+  UNION
+    -- Arrays, domains, composites and ranges of what is in here already.
+    SELECT type.oid FROM holder
+      JOIN pg_catalog.pg_type type ON type.typelem = holder.type_id AND type.typcategory = 'A'
+        OR type.typbasetype = holder.type_id
+        OR EXISTS (SELECT FROM pg_catalog.pg_attribute
+                    WHERE attrelid = type.typrelid AND atttypid = holder.type_id AND NOT attisdropped)
+        OR EXISTS (SELECT FROM pg_catalog.pg_range
+                    WHERE rngsubtype = holder.type_id AND type.oid IN (rngtypid, rngmultitypid))
+), encrypted AS (
+    SELECT attrelid, attnum FROM pg_catalog.pg_attribute
+      JOIN pg_catalog.pg_class ON pg_class.oid = attrelid AND relkind IN ('r', 'p', 'm')
+     WHERE attnum > 0 AND NOT attisdropped AND atttypid IN (SELECT type_id FROM holder)
+)
+SELECT index.indrelid AS table_id, index.indexrelid AS index_id, NULL::smallint AS generated, NULL::smallint AS source
+  FROM pg_catalog.pg_index index
+  JOIN pg_catalog.pg_class ON pg_class.oid = index.indexrelid AND relkind = 'i'
+ WHERE EXISTS (
+    SELECT FROM encrypted
+     WHERE attrelid = index.indrelid
+       AND (attnum = ANY ((index.indkey::smallint[])[0:index.indnkeyatts - 1])
+            OR (index.indexprs IS NOT NULL OR index.indpred IS NOT NULL)
+               AND EXISTS (SELECT FROM pg_catalog.pg_depend
+                            WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                              AND objid = index.indexrelid
+                              AND refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                              AND refobjid = attrelid AND refobjsubid = attnum)))
+UNION
+SELECT adrelid, NULL, adnum, encrypted.attnum
+  FROM pg_catalog.pg_attrdef
+  JOIN pg_catalog.pg_attribute column_ ON column_.attrelid = adrelid AND column_.attnum = adnum
+   AND column_.attgenerated = 's'
+  JOIN encrypted ON encrypted.attrelid = adrelid
+ WHERE EXISTS (SELECT FROM pg_catalog.pg_depend
+                WHERE refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                  AND refobjid = adrelid AND refobjsubid = encrypted.attnum
+                  AND (classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND objid = pg_attrdef.oid
+                       OR classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                          AND objid = adrelid AND objsubid = adnum))
+UNION
+SELECT pg_class.oid, NULL, NULL, NULL
+  FROM pg_catalog.pg_class
+  JOIN pg_catalog.pg_rewrite ON ev_class = pg_class.oid
+  JOIN pg_catalog.pg_depend ON classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+   AND objid = pg_rewrite.oid AND refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+  JOIN pg_catalog.pg_proc ON pg_proc.oid = refobjid AND proname = 'enc_digest'
+ WHERE relkind = 'm';
+COMMENT ON VIEW encryption.digest_holder IS
+    'where digests are stored: indexes, generated columns, materialized views';
+
+CREATE FUNCTION encryption.invalidate_plans(oid) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_invalidate_plans';
+REVOKE EXECUTE ON FUNCTION encryption.invalidate_plans(oid) FROM PUBLIC;
+
+CREATE FUNCTION enc_rotate_digest() RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present integer;
+    wanted  integer;
+    held    record;
+    role_of_triggers text := current_setting('session_replication_role');
+BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'must be superuser to rotate digests',
+            HINT = 'Every table that holds digests is locked and changed. Ask a superuser.';
+    END IF;
+    SELECT digest_version INTO present FROM encryption.keyspace FOR UPDATE;
+    SELECT version INTO wanted
+      FROM encryption.key_version JOIN encryption.key USING (key_id)
+     WHERE key.name = 'database' AND state = 'active';
+    IF wanted IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE010',
+            MESSAGE = 'key "database" has no active version',
+            HINT = 'Activate one with enc_activate_key_version(name, version).';
+    END IF;
+    IF present = wanted THEN
+        RAISE NOTICE 'digests are made with version % of the database key already', wanted
+            USING HINT = 'Rotate it first with SELECT enc_rotate_key(''database'').';
+        RETURN present;
+    END IF;
+
+    -- All at once, in one order. (Materialized views can't be locked so: REFRESH and REINDEX do.)
+    FOR held IN
+        SELECT DISTINCT table_id FROM encryption.digest_holder JOIN pg_class ON pg_class.oid = table_id
+         WHERE relkind <> 'm' ORDER BY 1
+    LOOP
+        IF (SELECT pg_is_other_temp_schema(relnamespace) FROM pg_class WHERE oid = held.table_id) THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_in_use',
+                MESSAGE = format('temporary table %s of another session holds digests', held.table_id::regclass),
+                HINT = 'Repeat this when that session has ended.';
+        END IF;
+        EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', held.table_id::regclass);
+    END LOOP;
+
+    -- A foreign key between a digest that is computed and one that someone has written would break.
+    FOR held IN
+        SELECT con.conname, con.conrelid, con.confrelid
+          FROM pg_constraint con, unnest(con.conkey, con.confkey) AS pair (referencing, referenced)
+         WHERE con.contype = 'f'
+           AND EXISTS (SELECT FROM encryption.digest_holder
+                        WHERE table_id = con.conrelid AND generated = referencing)
+               <> EXISTS (SELECT FROM encryption.digest_holder
+                           WHERE table_id = con.confrelid AND generated = referenced)
+    LOOP
+        RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation',
+            MESSAGE = format('foreign key "%s" of %s ties a generated digest to a column that is not generated',
+                held.conname, held.conrelid::regclass),
+            HINT = 'Make both columns generated, or drop the foreign key, rotate, write the new digests and add it again.';
+    END LOOP;
+
+    UPDATE encryption.keyspace SET digest_version = wanted;
+    -- Generated columns are computed again when the columns that they depend on are written. Triggers,
+    -- those of foreign keys included, have nothing to do: no plaintext changes.
+    PERFORM set_config('session_replication_role', 'replica', true);
+    FOR held IN
+        SELECT table_id, string_agg(format('%1$I = %1$I', attname), ', ') AS columns
+          FROM (SELECT DISTINCT table_id, source FROM encryption.digest_holder WHERE generated IS NOT NULL) sources
+          JOIN pg_class ON pg_class.oid = table_id AND relkind = 'r'
+          JOIN pg_attribute ON attrelid = table_id AND attnum = source
+         GROUP BY 1 ORDER BY 1
+    LOOP
+        EXECUTE format('UPDATE ONLY %s SET %s', held.table_id::regclass, held.columns);
+    END LOOP;
+    PERFORM set_config('session_replication_role', role_of_triggers, true);
+    FOR held IN
+        SELECT table_id FROM encryption.digest_holder JOIN pg_class ON pg_class.oid = table_id
+         WHERE relkind = 'm' AND index_id IS NULL AND relispopulated ORDER BY 1
+    LOOP
+        EXECUTE format('REFRESH MATERIALIZED VIEW %s', held.table_id::regclass);
+    END LOOP;
+    FOR held IN SELECT index_id FROM encryption.digest_holder WHERE index_id IS NOT NULL ORDER BY 1 LOOP
+        EXECUTE format('REINDEX INDEX %s', held.index_id::regclass);
+    END LOOP;
+
+    -- Plans that other sessions keep have digests of their constants in them.
+    PERFORM encryption.invalidate_plans(table_id) FROM (SELECT DISTINCT table_id FROM encryption.digest_holder) tables;
+
+    INSERT INTO encryption.key_event (action, key_name, version, role_name, session_role_name)
+    VALUES ('rotate digest', 'database', wanted, current_user, session_user);
+    RETURN wanted;
+END $$;
+COMMENT ON FUNCTION enc_rotate_digest() IS
+    'makes digests with the active version of the database key from now on: locks and rewrites all that holds digests; returns the version';
+REVOKE EXECUTE ON FUNCTION enc_rotate_digest() FROM PUBLIC;
+
 ----------------------------------------------------------------------------------------------------
 -- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
 ----------------------------------------------------------------------------------------------------

@@ -54,6 +54,12 @@ pub(crate) fn is_historic_snapshot_active() -> bool {
     unsafe { raw::HistoricSnapshotActive() }
 }
 
+/// PostgreSQL's hash of bytes.
+pub(crate) fn hash_any(bytes: &[u8]) -> u32 {
+    // SAFETY: reads the bytes (src/common/hashfn.c).
+    unsafe { raw::hash_bytes(bytes.as_ptr(), c_int::try_from(bytes.len()).unwrap_or(c_int::MAX)) }
+}
+
 /// PostgreSQL's hash of 16 bytes, as hash indexes have it: the same in every version.
 pub(crate) fn hash_bytes(bytes: &[u8; 16]) -> u32 {
     // SAFETY: reads the bytes (src/common/hashfn.c).

@@ -101,3 +101,13 @@ sql_function! {
         Ok(pg_sys::Datum::from(0usize))
     }
 }
+
+sql_function! {
+    /// `encryption.invalidate_plans(oid) RETURNS void`: has every session plan anew, from commit on,
+    /// what it has planned for a table. A plan may hold digests of its constants.
+    fn encryption_invalidate_plans(call) {
+        // SAFETY: SQL calls with a table that it has locked.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(pg_sys::Oid::from(call.int4(0) as u32)) };
+        Ok(pg_sys::Datum::from(0usize))
+    }
+}

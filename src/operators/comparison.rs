@@ -69,7 +69,7 @@ fn are_identical(call: &Call, privilege: Privilege) -> Result<bool, Error> {
 }
 
 /// How many plaintexts are kept of an argument: a constant is one, an array's elements are several.
-const KEPT: usize = 16;
+const KEPT: usize = Plaintexts::FIRST_SLOTS;
 
 /// How many bytes of them.
 const KEPT_BYTES: usize = 1 << 20;

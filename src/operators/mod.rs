@@ -48,11 +48,11 @@ pub(crate) trait Comparable: EncryptedType {
     /// Whether two values of the base type are equal under a collation.
     fn equal(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> bool;
 
+    /// Whether values of the base type are equal only if their bytes are.
+    fn is_equality_of_bytes(collation: pg_sys::Oid) -> bool;
+
     /// Their order.
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering;
-
-    /// Whether the order is that of the bytes.
-    fn sorts_by_bytes(collation: pg_sys::Oid) -> bool;
 
     /// The digest that all values have that are equal to this one.
     ///
@@ -72,9 +72,13 @@ impl Comparable for EncryptedText {
         result.value() & 0xff != 0
     }
 
+    fn is_equality_of_bytes(collation: pg_sys::Oid) -> bool {
+        is_deterministic(collation)
+    }
+
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering {
         let (left, right) = (left.bytes(), right.bytes());
-        if Self::sorts_by_bytes(collation) {
+        if collation == C_COLLATION {
             return left.cmp(right);
         }
         let len = |bytes: &[u8]| c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
@@ -89,10 +93,6 @@ impl Comparable for EncryptedText {
             )
         };
         order.cmp(&0)
-    }
-
-    fn sorts_by_bytes(collation: pg_sys::Oid) -> bool {
-        collation == C_COLLATION
     }
 
     fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Error> {
@@ -119,12 +119,12 @@ impl Comparable for EncryptedBytea {
         left.bytes() == right.bytes()
     }
 
-    fn order(left: Varlena, right: Varlena, _: pg_sys::Oid) -> Ordering {
-        left.bytes().cmp(right.bytes())
+    fn is_equality_of_bytes(_: pg_sys::Oid) -> bool {
+        true
     }
 
-    fn sorts_by_bytes(_: pg_sys::Oid) -> bool {
-        true
+    fn order(left: Varlena, right: Varlena, _: pg_sys::Oid) -> Ordering {
+        left.bytes().cmp(right.bytes())
     }
 
     fn equality_digest(base: Varlena, _: pg_sys::Oid) -> Result<Digest, Error> {

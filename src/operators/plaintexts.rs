@@ -21,9 +21,13 @@ use crate::varlena::Varlena;
 pub(super) struct Plaintexts {
     /// What is in `slots` lives here.
     context: pg_sys::MemoryContext,
+    /// Where the slots are.
+    parent: pg_sys::MemoryContext,
     slots: *mut Slot,
-    /// A power of two, less one.
+    /// The number of slots, a power of two, less one.
     mask: usize,
+    max_slots: usize,
+    full_slots: usize,
     used_bytes: usize,
     limit_bytes: usize,
     /// How often all was dropped to make room.
@@ -68,6 +72,18 @@ pub(super) fn decrypt<T: EncryptedType>(
     Ok(Plaintext { base, is_own: true })
 }
 
+/// # Safety
+///
+/// `context` is a live memory context.
+unsafe fn empty_slots(context: pg_sys::MemoryContext, len: usize) -> *mut Slot {
+    // SAFETY: the caller's promise; the memory has room for `len` slots, all of which are written.
+    unsafe {
+        let slots = pg_sys::MemoryContextAlloc(context, len * size_of::<Slot>()).cast::<Slot>();
+        (0..len).for_each(|n| slots.add(n).write(EMPTY));
+        slots
+    }
+}
+
 const EMPTY: Slot = Slot {
     value: std::ptr::null_mut(),
     value_len: 0,
@@ -76,14 +92,15 @@ const EMPTY: Slot = Slot {
 };
 
 impl Plaintexts {
-    /// An empty table of `slots` (a power of two) for at most `limit_bytes`, in a new memory context
-    /// below `parent`.
+    /// An empty table for at most `limit_bytes`, in a new memory context below `parent`. It has
+    /// [`Self::FIRST_SLOTS`] slots at first, and at most `max_slots` (a power of two).
     pub(super) fn new(
         parent: pg_sys::MemoryContext,
-        slots: usize,
+        max_slots: usize,
         limit_bytes: usize,
     ) -> *mut Self {
-        debug_assert!(slots.is_power_of_two());
+        debug_assert!(max_slots.is_power_of_two());
+        let slots = Self::FIRST_SLOTS.min(max_slots);
         // SAFETY: `parent` is a live memory context. The table and the slots are in it, their
         // contents in a child that can be emptied.
         unsafe {
@@ -94,14 +111,14 @@ impl Plaintexts {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as pg_sys::Size,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
             );
-            let array = pg_sys::MemoryContextAlloc(parent, slots * size_of::<Slot>()).cast();
-            std::slice::from_raw_parts_mut::<std::mem::MaybeUninit<Slot>>(array, slots)
-                .fill(std::mem::MaybeUninit::new(EMPTY));
             let this: *mut Self = pg_sys::MemoryContextAlloc(parent, size_of::<Self>()).cast();
             this.write(Self {
                 context,
-                slots: array.cast(),
+                parent,
+                slots: empty_slots(parent, slots),
                 mask: slots - 1,
+                max_slots,
+                full_slots: 0,
                 used_bytes: 0,
                 limit_bytes,
                 clearings: 0,
@@ -110,6 +127,9 @@ impl Plaintexts {
             this
         }
     }
+
+    /// How many slots there are at first.
+    pub(super) const FIRST_SLOTS: usize = 16;
 
     /// The plaintexts of two values.
     ///
@@ -150,6 +170,9 @@ impl Plaintexts {
         if self.authority != authority {
             self.clear();
             self.authority = authority;
+        }
+        if self.full_slots > self.mask / 2 && self.mask + 1 < self.max_slots {
+            self.grow();
         }
         let bytes = value.bytes();
         let slot = self.slot_of(bytes);
@@ -198,7 +221,29 @@ impl Plaintexts {
             *self.slots.add(slot) =
                 Slot { value: copy, value_len: value.len(), plaintext: memory, total_len };
             self.used_bytes += total_len;
+            self.full_slots += 1;
             Varlena::at(memory)
+        }
+    }
+
+    /// Four times the slots: what shares one gets a slot of its own.
+    fn grow(&mut self) {
+        let former_len = self.mask + 1;
+        let len = (former_len * 4).min(self.max_slots);
+        // SAFETY: the slots are `former_len` in number, and freed when they have been read; each full
+        // one's value is `value_len` bytes.
+        unsafe {
+            let former = std::mem::replace(&mut self.slots, empty_slots(self.parent, len));
+            self.mask = len - 1;
+            for slot in std::slice::from_raw_parts(former, former_len) {
+                if !slot.value.is_null() {
+                    // No two of them meet: a slot's number only gets more bits.
+                    let place =
+                        self.slot_of(std::slice::from_raw_parts(slot.value, slot.value_len));
+                    *self.slots.add(place) = *slot;
+                }
+            }
+            pg_sys::pfree(former.cast());
         }
     }
 
@@ -209,6 +254,7 @@ impl Plaintexts {
             if !former.plaintext.is_null() {
                 pg_sys::pfree(former.plaintext.cast());
                 self.used_bytes -= former.total_len;
+                self.full_slots -= 1;
             }
         }
     }
@@ -220,6 +266,7 @@ impl Plaintexts {
             pg_sys::MemoryContextReset(self.context);
         }
         self.used_bytes = 0;
+        self.full_slots = 0;
         self.clearings += 1;
     }
 }
