@@ -149,6 +149,21 @@ COMMENT ON TABLE encryption.job_range IS 'parts of the present step of jobs, whi
 
 CREATE INDEX job_range_job_id ON encryption.job_range (job_id);
 
+-- What enc_verify_version_unused found out. A dump leaves it out: it proves nothing of a copy.
+CREATE TABLE encryption.version_proof (
+    proof_id    bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    key_id      integer     NOT NULL,
+    version     integer     NOT NULL,
+    -- Every transaction that began before had ended when the database was looked through.
+    horizon     timestamptz NOT NULL,
+    is_unused   boolean     NOT NULL,
+    findings    jsonb       NOT NULL,
+    verified_by name        NOT NULL,
+    verified_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+);
+COMMENT ON TABLE encryption.version_proof IS 'proofs that a version of a key is unused, and attempts at one';
+
 -- A dump of the database carries the catalog.
 SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
@@ -1374,7 +1389,7 @@ COMMENT ON FUNCTION enc_rotation_cancel(bigint) IS
 CREATE PROCEDURE enc_rotate_column(
     table_name      regclass,
     column_name     name,
-    batch_size      integer  DEFAULT 5000,
+    batch_size      integer  DEFAULT 10000,
     sleep           interval DEFAULT '0',
     max_rate        integer  DEFAULT NULL,
     max_replica_lag text     DEFAULT NULL,
@@ -1507,8 +1522,9 @@ BEGIN
             present_name := encryption.rotatable_column(table_name, number);
             IF work.range_id IS DISTINCT FROM preferred THEN
                 preferred := work.range_id;
-                SELECT bool_or(c.is_nested) INTO STRICT is_nested FROM encryption.encrypted_column c
-                 WHERE c.table_id = enc_rotate_column.table_name AND c.column_number = number;
+                -- A domain is looked into as arrays and composites are.
+                SELECT atttypid NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+                  INTO STRICT is_nested FROM pg_attribute WHERE attrelid = table_name AND attnum = number;
                 SELECT greatest(1, batch_size / greatest(1,
                            coalesce(nullif(reltuples, -1) / nullif(relpages, 0), 60)))::bigint
                   INTO batch_blocks FROM pg_class WHERE oid = work.table_id;
@@ -3523,6 +3539,434 @@ CREATE FUNCTION enc_decrypt_column_plan(relation regclass, column_name name, tar
 $$;
 COMMENT ON FUNCTION enc_decrypt_column_plan(regclass, name, text) IS
     'what enc_decrypt_column would do, and what is in its way';
+
+CREATE PROCEDURE enc_rotate_all(
+    name            text,
+    batch_size      integer  DEFAULT 10000,
+    sleep           interval DEFAULT '0',
+    max_rate        integer  DEFAULT NULL,
+    max_replica_lag text     DEFAULT NULL,
+    lock_timeout    interval DEFAULT '100 milliseconds',
+    fire_triggers   boolean  DEFAULT false,
+    skip_damaged    boolean  DEFAULT false,
+    outage_timeout  interval DEFAULT '10 minutes',
+    refresh_materialized_views boolean DEFAULT false)
+    LANGUAGE plpgsql AS $$
+DECLARE
+    parts   encryption.encrypted_column[];
+    part    encryption.encrypted_column;
+    id      integer;
+    changed bigint;
+BEGIN
+    COMMIT;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    id := encryption.key_id(name);
+    IF EXISTS (SELECT FROM @extschema@.enc_keys k WHERE k.key_id = id AND pg_has_role(k.owner::oid, 'USAGE')) THEN
+        -- With them, the rows that are older than their column need not be written.
+        changed := encryption.rotate_catalogs(name);
+        IF changed > 0 THEN
+            RAISE NOTICE 'rotated constants in % catalog row(s)', changed;
+        END IF;
+        COMMIT;
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END IF;
+    -- A table's partitions and children are rotated with it; a generated column with what it is
+    -- computed from.
+    parts := ARRAY(
+        SELECT c FROM encryption.encrypted_column c
+         WHERE c.key_id = id AND NOT c.is_generated AND NOT (c.is_inherited AND c.kind IN ('r', 'p'))
+         ORDER BY c.kind = 'm', c.table_name, c.column_number);
+    FOREACH part IN ARRAY parts LOOP
+        IF part.is_temporary_elsewhere THEN
+            RAISE NOTICE 'temporary table % of another session is left out', part.table_name;
+        ELSIF part.kind = 'f' THEN
+            RAISE NOTICE 'foreign table % is left out: rotate it where it is', part.table_name;
+        ELSIF part.kind <> 'm' THEN
+            CALL @extschema@.enc_rotate_column(part.table_id, part.column_name, batch_size, sleep, max_rate,
+                max_replica_lag, lock_timeout, fire_triggers, skip_damaged, outage_timeout);
+        ELSIF refresh_materialized_views THEN
+            EXECUTE format('REFRESH MATERIALIZED VIEW %s', part.table_id::regclass);
+            COMMIT;
+            PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+        ELSE
+            RAISE NOTICE 'materialized view % is left out: refresh it', part.table_name;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON PROCEDURE enc_rotate_all(text, integer, interval, integer, text, interval, boolean, boolean, interval, boolean) IS
+    'rotates every column of this database that is under a key, and the constants in its catalogs';
+
+-- The id of a key, by its name; null for none.
+CREATE FUNCTION encryption.key_id(name text) RETURNS integer
+    LANGUAGE sql STABLE AS 'SELECT k.key_id FROM @extschema@.enc_keys k WHERE k.name = $1';
+
+-- Constants in the system catalogs: see src/rotation/constants.rs.
+CREATE FUNCTION encryption.constant_versions(pg_node_tree, integer) RETURNS integer[]
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_constant_versions';
+CREATE FUNCTION encryption.rotate_constants(pg_node_tree) RETURNS pg_node_tree
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_rotate_constants';
+CREATE FUNCTION encryption.missing_versions(anyarray, integer) RETURNS integer[]
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_missing_versions';
+CREATE FUNCTION encryption.rotate_missing(anyarray) RETURNS anyarray
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'encryption_rotate_missing';
+CREATE FUNCTION encryption.forget_relations() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_forget_relations';
+REVOKE EXECUTE ON FUNCTION encryption.forget_relations() FROM PUBLIC;
+
+-- Every column of a system catalog that may have constants, and how its object is found.
+CREATE VIEW encryption.constant_place AS
+SELECT catalog.relname AS catalog, tree.attname AS column_name,
+       CASE WHEN own_id.attname IS NOT NULL THEN catalog.oid ELSE 'pg_class'::regclass END AS class_id,
+       coalesce(own_id.attname, relation_id.attname) AS object_id
+  FROM pg_class catalog
+  JOIN pg_attribute tree ON tree.attrelid = catalog.oid AND tree.atttypid = 'pg_node_tree'::regtype
+  LEFT JOIN pg_attribute own_id ON own_id.attrelid = catalog.oid AND own_id.attname = 'oid'
+  -- Of those without an id of their own: pg_index and pg_partitioned_table.
+  LEFT JOIN pg_attribute relation_id ON relation_id.attrelid = catalog.oid
+                                    AND relation_id.attname IN ('indexrelid', 'partrelid')
+ WHERE catalog.relnamespace = 'pg_catalog'::regnamespace AND catalog.relkind = 'r';
+
+CREATE FUNCTION encryption.constants_under(key_id integer, OUT version integer, OUT object text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    place encryption.constant_place;
+BEGIN
+    FOR place IN SELECT * FROM encryption.constant_place LOOP
+        RETURN QUERY EXECUTE format(
+            'SELECT v, pg_describe_object(%s::oid, c.%I, 0) || %L FROM %I c, unnest(encryption.constant_versions(c.%I, $1)) v',
+            place.class_id::oid, place.object_id, format(' (%s.%s)', place.catalog, place.column_name),
+            place.catalog, place.column_name) USING key_id;
+    END LOOP;
+    RETURN QUERY
+        SELECT v, pg_describe_object('pg_class'::regclass, a.attrelid, a.attnum) || ' (pg_attribute.attmissingval)'
+          FROM pg_attribute a, unnest(encryption.missing_versions(a.attmissingval, constants_under.key_id)) v
+         WHERE a.atthasmissing;
+END $$;
+
+-- What encryption.rotate_catalogs does with the rights of the catalog's owner, which must be a
+-- superuser. Its caller has checked that the key's owner calls.
+CREATE FUNCTION encryption.rotate_catalog_rows(key_id integer) RETURNS bigint
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    place   encryption.constant_place;
+    changed bigint;
+    total   bigint := 0;
+BEGIN
+    FOR place IN SELECT * FROM encryption.constant_place LOOP
+        EXECUTE format(
+            'UPDATE pg_catalog.%1$I SET %2$I = encryption.rotate_constants(%2$I)'
+            ' WHERE encryption.constant_versions(%2$I, $1) <> ''{}'''
+            ' AND encryption.rotate_constants(%2$I) IS NOT NULL', place.catalog, place.column_name) USING key_id;
+        GET DIAGNOSTICS changed = ROW_COUNT;
+        total := total + changed;
+    END LOOP;
+    UPDATE pg_catalog.pg_attribute SET attmissingval = encryption.rotate_missing(attmissingval)
+     WHERE atthasmissing AND encryption.missing_versions(attmissingval, rotate_catalog_rows.key_id) <> '{}'
+       AND encryption.rotate_missing(attmissingval) IS NOT NULL;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    total := total + changed;
+    IF total > 0 THEN
+        PERFORM encryption.forget_relations();
+    END IF;
+    RETURN total;
+END $$;
+REVOKE EXECUTE ON FUNCTION encryption.rotate_catalog_rows(integer) FROM PUBLIC;
+
+CREATE FUNCTION encryption.rotate_catalogs(name text) RETURNS bigint
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_rotate_catalogs';
+COMMENT ON FUNCTION encryption.rotate_catalogs(text) IS
+    'rotates the constants under a key in the system catalogs; returns in how many rows';
+
+----------------------------------------------------------------------------------------------------
+-- The use of versions, the proof that one is unused, and its end.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION enc_key_usage(
+        name text, exact boolean DEFAULT true, sample_blocks integer DEFAULT 1000,
+        OUT object text, OUT version integer, OUT number_of_rows bigint, OUT margin bigint, OUT method text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    part    encryption.encrypted_column;
+    id      integer := encryption.key_id(name);
+    blocks  double precision;
+    share   double precision;
+    versions text;
+BEGIN
+    IF id IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE003', MESSAGE = format('key "%s" does not exist', name),
+            HINT = 'See the view enc_keys for those that exist.';
+    END IF;
+    FOR part IN SELECT * FROM encryption.encrypted_column c WHERE c.key_id = id AND c.kind <> 'p'
+                 ORDER BY c.table_name, c.column_number
+    LOOP
+        object := format('%s.%I', part.table_name, part.column_name);
+        version := NULL;
+        number_of_rows := NULL;
+        margin := NULL;
+        IF part.kind = 'f' OR part.is_temporary_elsewhere THEN
+            method := 'out of reach';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        versions := encryption.versions_query(part, id);
+        IF exact THEN
+            method := 'exact';
+            margin := 0;
+            FOR version, number_of_rows IN EXECUTE format(
+                'SELECT needed_version, count(*) FROM ONLY %s t, %s WHERE needed_version IS NOT NULL GROUP BY 1 ORDER BY 1',
+                part.table_id::regclass, versions)
+            LOOP
+                RETURN NEXT;
+            END LOOP;
+            CONTINUE;
+        END IF;
+        -- Whole blocks are drawn, so what varies is the number of rows in a block: the margin is that
+        -- of 95 % for the mean of the sampled blocks, times the number of all.
+        method := 'estimated';
+        blocks := pg_relation_size(part.table_id) / current_setting('block_size')::integer;
+        CONTINUE WHEN blocks = 0;
+        share := least(100, 100.0 * sample_blocks / blocks);
+        FOR version, number_of_rows, margin IN EXECUTE format(
+            'WITH sampled AS (
+                SELECT (t.ctid::text::point)[0] AS block, needed_version AS v FROM ONLY %1$s t TABLESAMPLE SYSTEM (%2$s), %3$s
+             ), per_block AS (
+                SELECT v, block, count(*) AS n FROM sampled WHERE v IS NOT NULL GROUP BY v, block
+             ), drawn AS (SELECT greatest(count(DISTINCT block), 1)::float8 AS m FROM sampled)
+             SELECT v, round(%4$s * sum(n) / m)::bigint,
+                    ceil(%4$s * 1.96 * sqrt(greatest(sum(n * n) - sum(n) ^ 2 / m, 0) / greatest(m - 1, 1) / m
+                                            * greatest(1 - m / %4$s, 0)))
+               FROM per_block, drawn GROUP BY v, m ORDER BY v',
+            part.table_id::regclass, share, versions, blocks)
+        LOOP
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+    method := 'exact';
+    margin := 0;
+    number_of_rows := 1;
+    FOR version, object IN SELECT c.version, c.object FROM encryption.constants_under(id) c LOOP
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION enc_key_usage(text, boolean, integer) IS
+    'rows per version for every column that a key is used in: counted, or estimated from a sample of blocks';
+
+-- In FROM after a table t: its rows, with each version of a key that a column's value needs as
+-- needed_version.
+CREATE FUNCTION encryption.versions_query(part encryption.encrypted_column, key_id integer) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+SELECT CASE WHEN part.is_nested
+            THEN format('unnest(encryption.versions_within(t.%I, %s)) needed (needed_version)', part.column_name, key_id)
+            ELSE format('LATERAL (SELECT encryption.version_under(t.%I, %s)) needed (needed_version)', part.column_name, key_id) END
+$$;
+
+CREATE FUNCTION encryption.begin_proof(name text, version integer, OUT key_id integer, OUT horizon timestamptz)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_begin_proof';
+CREATE FUNCTION encryption.record_proof(
+        name text, version integer, horizon timestamptz, is_unused boolean, findings jsonb) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_record_proof';
+
+-- What stored values still need a version, with one snapshot.
+CREATE FUNCTION encryption.uses_of(key_id integer, version integer, OUT object text, OUT number_of_rows bigint)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    query text;
+BEGIN
+    SELECT string_agg(
+               format('SELECT %L, count(*) FROM ONLY %s t, %s WHERE needed_version = %s',
+                   format('%s.%I', c.table_name, c.column_name), c.table_id::regclass,
+                   encryption.versions_query(c, uses_of.key_id), uses_of.version),
+               ' UNION ALL ' ORDER BY c.table_name, c.column_number)
+      INTO query
+      FROM encryption.encrypted_column c
+     WHERE c.kind IN ('r', 'm') AND NOT c.is_temporary_elsewhere AND c.key_id = uses_of.key_id;
+    IF query IS NOT NULL THEN
+        RETURN QUERY EXECUTE 'SELECT * FROM (' || query || ') uses (object, number_of_rows) WHERE number_of_rows > 0';
+    END IF;
+    RETURN QUERY
+        SELECT c.object, 1::bigint FROM encryption.constants_under(uses_of.key_id) c WHERE c.version = uses_of.version;
+END $$;
+
+CREATE FUNCTION enc_verify_version_unused(
+        name text, version integer, wait interval DEFAULT '1 minute',
+        OUT finding text, OUT object text, OUT number_of_rows bigint, OUT detail text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    begun     record;
+    waited    timestamptz := clock_timestamp();
+    earlier   text[];
+    is_unused boolean := true;
+    findings  jsonb := '[]';
+    present   record;
+BEGIN
+    SELECT * INTO STRICT begun FROM encryption.begin_proof(name, version);
+
+    -- Before the wait, as what is found here needs none; and because nobody who begins after a look
+    -- that finds nothing can come by an old value to write it somewhere else.
+    FOR object, number_of_rows IN SELECT * FROM encryption.uses_of(begun.key_id, version) LOOP
+        is_unused := false;
+        finding := 'used';
+        findings := findings || jsonb_build_object('finding', finding, 'object', object, 'rows', number_of_rows);
+        RETURN NEXT;
+    END LOOP;
+
+    IF is_unused THEN
+        -- The transactions that may have begun before the horizon, or hold an old value, as CREATE INDEX
+        -- CONCURRENTLY waits for them.
+        earlier := ARRAY(
+            SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+             WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid()
+               AND (a.datid IS NULL OR a.datid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())));
+        LOOP
+            earlier := ARRAY(
+                SELECT l.virtualxid FROM pg_locks l
+                 WHERE l.locktype = 'virtualxid' AND l.virtualxid = ANY (earlier) AND l.granted
+                   AND l.virtualxid = l.virtualtransaction);
+            EXIT WHEN earlier = '{}' OR clock_timestamp() > waited + wait;
+            PERFORM pg_sleep(0.05);
+        END LOOP;
+        FOR present IN SELECT l.virtualxid, l.pid FROM pg_locks l
+                        WHERE l.locktype = 'virtualxid' AND l.virtualxid = ANY (earlier)
+                          AND l.virtualxid = l.virtualtransaction
+        LOOP
+            is_unused := false;
+            finding := 'unproved';
+            object := format('transaction of process %s', present.pid);
+            number_of_rows := NULL;
+            detail := 'It began before the proof and may still write values under the version. Wait for its end, and repeat.';
+            findings := findings || jsonb_build_object('finding', finding, 'object', object);
+            RETURN NEXT;
+        END LOOP;
+
+        detail := NULL;
+        FOR object, number_of_rows IN SELECT * FROM encryption.uses_of(begun.key_id, version) LOOP
+            is_unused := false;
+            finding := 'used';
+            findings := findings || jsonb_build_object('finding', finding, 'object', object, 'rows', number_of_rows);
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+
+    number_of_rows := NULL;
+    FOR finding, object, detail IN
+        SELECT 'unproved', format('prepared transaction %L', p.gid),
+               'What it has written is not seen before COMMIT PREPARED. End it, and repeat.'
+          FROM pg_prepared_xacts p WHERE p.database = current_database()
+      UNION ALL
+        SELECT 'unproved', format('temporary table %s of another session', c.table_name),
+               'Its rows can be read by that session alone. Wait for its end, and repeat.'
+          FROM encryption.encrypted_column c WHERE c.key_id = begun.key_id AND c.is_temporary_elsewhere
+      UNION ALL
+        SELECT 'not covered', format('foreign table %s', c.table_name), 'Its rows are elsewhere.'
+          FROM encryption.encrypted_column c WHERE c.key_id = begun.key_id AND c.kind = 'f'
+      UNION ALL
+        SELECT 'not covered', format('replication slot %s', s.slot_name),
+               'Changes that it has yet to deliver may have values under the version.'
+          FROM pg_replication_slots s
+      UNION ALL
+        SELECT 'not covered', format('standby of process %s', r.pid), 'Its queries may still read older rows.'
+          FROM pg_stat_replication r
+      UNION ALL
+        SELECT 'not covered', format('database %s', d.datname), 'Restored copies, and subscribers, have values of their own.'
+          FROM pg_database d WHERE d.datallowconn AND NOT d.datistemplate AND d.datname <> current_database()
+      UNION ALL
+        SELECT 'not covered', 'backups', 'Those older than this proof may need the version.'
+    LOOP
+        is_unused := is_unused AND finding <> 'unproved';
+        findings := findings || jsonb_build_object('finding', finding, 'object', object);
+        RETURN NEXT;
+    END LOOP;
+
+    PERFORM encryption.record_proof(name, version, begun.horizon, is_unused, findings);
+    finding := CASE WHEN is_unused THEN 'proved unused' ELSE 'not proved' END;
+    object := format('version %s of key "%s"', version, name);
+    detail := CASE WHEN is_unused THEN 'enc_destroy_key_version takes this as proof.' END;
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION enc_verify_version_unused(text, integer, interval) IS
+    'looks through everything in this database for values under a version, and records the proof if there are none';
+
+CREATE FUNCTION enc_destroy_key_version(
+        name text, version integer, accept_data_loss boolean DEFAULT false, grace_period interval DEFAULT '90 days')
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_destroy_key_version(text, integer, boolean, interval) IS
+    'ends a version for good: with a proof that it is unused, or accepting that values are lost';
+
+CREATE FUNCTION encryption.start_workers(
+        name text, workers integer, batch_size integer, max_rate integer, fire_triggers boolean, skip_damaged boolean)
+    RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_start_workers';
+
+CREATE PROCEDURE enc_emergency_rotate(
+    name            text,
+    workers         integer  DEFAULT 2,
+    new_version     boolean  DEFAULT true,
+    batch_size      integer  DEFAULT 10000,
+    max_rate        integer  DEFAULT NULL,
+    fire_triggers   boolean  DEFAULT false,
+    skip_damaged    boolean  DEFAULT false,
+    wait            interval DEFAULT '1 minute')
+    LANGUAGE plpgsql AS $$
+DECLARE
+    active   integer;
+    old      integer;
+    olds     integer[];
+    started  integer;
+    found    record;
+    in_use   text := '';
+BEGIN
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    IF new_version THEN
+        active := @extschema@.enc_rotate_key(name);
+        RAISE NOTICE 'version % of key "%" is active: what is written from now on is under it', active, name;
+        COMMIT;
+    END IF;
+    started := encryption.start_workers(name, workers, batch_size, max_rate, fire_triggers, skip_damaged);
+    RAISE NOTICE '% background worker(s) take part', started;
+    IF started < workers THEN
+        RAISE WARNING USING MESSAGE = format('%s background worker(s) could not be started', workers - started),
+            HINT = 'Raise max_worker_processes. This session works on without them.';
+    END IF;
+    COMMIT;
+    CALL @extschema@.enc_rotate_all(name, batch_size => batch_size, max_rate => max_rate, fire_triggers => fire_triggers,
+        skip_damaged => skip_damaged, refresh_materialized_views => true);
+
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    olds := ARRAY(SELECT v.version FROM @extschema@.enc_key_versions v
+                   WHERE v.name = enc_emergency_rotate.name AND v.state = 'deprecated' ORDER BY 1);
+    FOREACH old IN ARRAY olds LOOP
+        FOR found IN SELECT * FROM @extschema@.enc_verify_version_unused(name, old, wait) LOOP
+            IF found.finding IN ('used', 'unproved') THEN
+                in_use := in_use || format(E'\n%s by %s %s', found.finding, found.object,
+                                           coalesce('(' || found.number_of_rows || ' rows)', ''));
+            ELSIF found.finding = 'proved unused' THEN
+                PERFORM @extschema@.enc_disable_key_version(name, old);
+                RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
+            END IF;
+        END LOOP;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END LOOP;
+    IF in_use <> '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE108',
+            MESSAGE = format('old versions of key "%s" are still in use, and were not disabled', name),
+            DETAIL = 'Versions ' || array_to_string(olds, ', ') || ':' || in_use,
+            HINT = 'Remove the cause, and repeat the call with new_version => false.';
+    END IF;
+END $$;
+COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integer, boolean, boolean, interval) IS
+    'rotates a key and everything under it, with background workers, and disables the old versions when nothing uses them';
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

@@ -95,6 +95,12 @@ pub(crate) enum Error {
     MigrationNameTaken { subject: String },
     MigrationColumnUnknown { subject: String },
 
+    // The end of versions.
+    ProofNeedsOwnTransaction,
+    KeyVersionMakesDigests { key: KeyName, version: KeyVersion },
+    KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
+    KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
+
     // The extension itself.
     CatalogDamaged { what: String },
     RandomUnavailable,
@@ -225,6 +231,10 @@ impl Error {
             | Self::MigrationTwoValues { .. }
             | Self::MigrationNameTaken { .. }
             | Self::MigrationColumnUnknown { .. } => self.describe_migration(),
+            Self::ProofNeedsOwnTransaction
+            | Self::KeyVersionMakesDigests { .. }
+            | Self::KeyVersionMayBeUsed { .. }
+            | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
@@ -605,6 +615,46 @@ impl Error {
                 Description::new("42703", format!("{subject} does not exist"))
                     .hint("Give the column's name as it is in pg_attribute.")
             }
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_end_of_version(&self) -> Description {
+        match self {
+            Self::ProofNeedsOwnTransaction => {
+                // active_sql_transaction
+                Description::new(
+                    "25001",
+                    "proof that a key version is unused needs a transaction of its own",
+                )
+                .detail(
+                    "It must see what others commit meanwhile, so it is not for transactions that are \
+                     REPEATABLE READ or SERIALIZABLE, or have changed something.",
+                )
+                .hint("Commit first, and call it in a READ COMMITTED transaction.")
+            }
+            Self::KeyVersionMakesDigests { key, version } => Description::new(
+                "KE105",
+                format!("version {version} of key \"{key}\" makes the digests in indexes"),
+            )
+            .detail("Without it no index on an encrypted column could be used.")
+            .hint("Keep it."),
+            Self::KeyVersionMayBeUsed { key, version } => Description::new(
+                "KE106",
+                format!("version {version} of key \"{key}\" has not been proved to be unused"),
+            )
+            .detail("The proof must be newer than the moment at which the version stopped being active.")
+            .hint(
+                "Rotate with CALL enc_rotate_all(name), and prove it with SELECT * FROM \
+                 enc_verify_version_unused(name, version); or accept that values are lost for good, \
+                 with accept_data_loss => true.",
+            ),
+            Self::KeyVersionInGrace { key, version, until } => Description::new(
+                "KE107",
+                format!("version {version} of key \"{key}\" is kept until {until}"),
+            )
+            .detail("The grace period is for backups, standbys and clients that still need the version.")
+            .hint("Disable it meanwhile, or give a shorter grace_period."),
             _ => unreachable_description(),
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! Whoever owns the job's table may work on it; the tables are written with the rights of their owner.
 
+use envelope::KeyName;
 use pgrx::datum::DatumWithOid;
 use pgrx::{IntoDatum, pg_sys};
 
@@ -133,7 +134,29 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
     }
     let is_new = row.boolean(2)?.unwrap_or(false);
     catalog.run(RESUME, &[id.into()])?;
+    if is_new {
+        log(catalog, id, "began")?;
+    }
     Ok((id, is_new))
+}
+
+/// Notes in the lifecycle log what became of a job.
+fn log(catalog: &mut Writer<'_, '_>, job: i64, what: &str) -> Result<(), Error> {
+    const JOB: &str = "
+        SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s, %s row(s)', job_id, kind, table_name,
+                   pg_catalog.quote_ident(column_name), $2, rows_done)
+          FROM encryption.job WHERE job_id = $1";
+    let row = catalog.row(JOB, &[job.into(), what.into()])?;
+    let Some((names, detail)) = row.map(|row| Ok::<_, Error>((row.text(1)?, row.text(2)?))).transpose()? else {
+        return Ok(());
+    };
+    // A composite type may hold values under several keys.
+    for name in names.unwrap_or_default().split(", ") {
+        if let Ok(name) = KeyName::parse(name) {
+            catalog.log("job", &name, None, detail.as_deref())?;
+        }
+    }
+    Ok(())
 }
 
 fn column_number(
@@ -364,14 +387,18 @@ sql_function! {
             if matches!(state.as_str(), "completed" | "incomplete") {
                 fold(catalog, job.id)?;
             }
-            catalog.run(SET, &[job.id.into(), state.as_str().into(), error.as_deref().into()])
+            catalog.run(SET, &[job.id.into(), state.as_str().into(), error.as_deref().into()])?;
+            match state.as_str() {
+                "running" | "paused" => Ok(()),
+                ended => log(catalog, job.id, ended),
+            }
         })?;
         Ok(pg_sys::Datum::from(0usize))
     }
 }
 
 /// Argument `n`, a `jsonb`, to be handed on.
-fn jsonb(call: &Call, n: usize) -> DatumWithOid<'static> {
+pub(crate) fn jsonb(call: &Call, n: usize) -> DatumWithOid<'static> {
     // SAFETY: SQL declares the argument jsonb, and it outlives the call.
     unsafe { argument_of_type(call.nullable(n), pg_sys::JSONBOID) }
 }

@@ -11,6 +11,7 @@ mod raw {
 
     unsafe extern "C-unwind" {
         pub(super) fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
+        pub(super) fn GetCurrentTransactionStartTimestamp() -> pg_sys::TimestampTz;
         pub(super) fn GetDatabaseEncoding() -> c_int;
         pub(super) fn GetUserId() -> pg_sys::Oid;
         pub(super) fn HistoricSnapshotActive() -> bool;
@@ -29,10 +30,15 @@ mod raw {
     }
 }
 
-/// When the statement that runs now was received from the client: what tells statements apart.
+/// When the statement that runs now was received from the client: what tells statements apart. In a
+/// procedure that commits, when its present transaction began: it may run for days, and each of its
+/// transactions is to notice what a statement would.
 pub(crate) fn statement_start() -> pg_sys::TimestampTz {
-    // SAFETY: returns a static variable (src/backend/access/transam/xact.c).
-    unsafe { raw::GetCurrentStatementStartTimestamp() }
+    // SAFETY: both return static variables (src/backend/access/transam/xact.c). A transaction that
+    // isn't begun by a procedure began no later than its present statement.
+    unsafe {
+        raw::GetCurrentStatementStartTimestamp().max(raw::GetCurrentTransactionStartTimestamp())
+    }
 }
 
 /// The encoding of the database.

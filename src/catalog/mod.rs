@@ -284,6 +284,15 @@ pub(crate) fn read_digest_version() -> Result<Option<KeyVersion>, Error> {
     Ok(version)
 }
 
+/// The object id of the table of keys, whose lock those hold who change keys.
+///
+/// # Errors
+///
+/// If the catalog is missing.
+pub(crate) fn key_table() -> Result<pg_sys::Oid, Error> {
+    scan::table_oid(c"key")
+}
+
 /// Whether any version that isn't destroyed comes from the provider with this name.
 ///
 /// # Errors

@@ -122,7 +122,21 @@ impl Writer<'_, '_> {
     /// Lets a version do nothing until it is enabled.
     pub(crate) fn disable(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
         self.update_version(
-            "UPDATE encryption.key_version SET state = 'disabled'
+            "UPDATE encryption.key_version
+                SET state = 'disabled',
+                    deprecated_at = CASE WHEN activated_at IS NOT NULL
+                                         THEN coalesce(deprecated_at, now()) END
+              WHERE key_id = $1 AND version = $2",
+            name,
+            version,
+        )
+    }
+
+    /// Takes from the catalog what it has of a version's key, for good. The row stays, and tells that
+    /// there was one.
+    pub(crate) fn destroy(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        self.update_version(
+            "UPDATE encryption.key_version SET state = 'destroyed', wrapped = NULL
               WHERE key_id = $1 AND version = $2",
             name,
             version,

@@ -318,7 +318,7 @@ fn change(
 
 /// Another session may have changed the key while the provider was being asked. With the lock on
 /// the catalog held, what is read now stays true until this transaction ends.
-pub(super) fn refuse_if_changed(key: &Key) -> Result<(), Error> {
+pub(crate) fn refuse_if_changed(key: &Key) -> Result<(), Error> {
     let states = |key: &Key| {
         key.versions.iter().map(|version| (version.number, version.state)).collect::<Vec<_>>()
     };
@@ -331,13 +331,13 @@ pub(super) fn refuse_if_changed(key: &Key) -> Result<(), Error> {
 }
 
 /// The key that a function's first argument names, if the current user owns it.
-pub(super) fn owned_key(call: &Call) -> Result<Rc<Key>, Error> {
+pub(crate) fn owned_key(call: &Call) -> Result<Rc<Key>, Error> {
     let key = keys::named(&key_name(&call.text(0)?)?)?;
     access::check_owner(&key)?;
     Ok(key)
 }
 
-fn version_of(key: &Key, number: i32) -> Result<&Version, Error> {
+pub(crate) fn version_of(key: &Key, number: i32) -> Result<&Version, Error> {
     u32::try_from(number)
         .ok()
         .and_then(KeyVersion::new)

@@ -2,7 +2,7 @@
 //! session.
 
 mod grants;
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod providers;
 pub(crate) mod rows;
 mod statistics;

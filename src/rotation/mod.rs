@@ -1,6 +1,9 @@
 //! Rotation of whole columns: what the procedures in `sql/` ask about each value, and what they
 //! can't do in SQL.
 
+mod constants;
 mod nested;
+mod proof;
 mod target;
 mod values;
+mod worker;

@@ -35,7 +35,7 @@ sql_function! {
     }
 }
 
-fn is_outdated(value: pg_sys::Datum) -> Result<bool, Error> {
+pub(super) fn is_outdated(value: pg_sys::Datum) -> Result<bool, Error> {
     let header = header(value)?;
     let key = keys::find(header.key_id)?.ok_or_else(|| Error::unknown_id(header.key_id))?;
     Ok(key.active_version().map(|version| version.number) != Some(header.key_version))
@@ -47,15 +47,17 @@ sql_function! {
     fn encryption_rotate_within(call) {
         let datum = call.datum(0);
         // SAFETY: the argument is of its type, and rotation returns a value of the type it is given.
-        unsafe {
-            shape_of_argument(call)?.map(datum, &mut |base, value| {
-                let stored = Varlena::detoast(value);
-                match base {
-                    Base::Text => rotate::<EncryptedText>(stored),
-                    Base::Bytea => rotate::<EncryptedBytea>(stored),
-                }
-            })
-        }
+        unsafe { shape_of_argument(call)?.map(datum, &mut rotated) }
+    }
+}
+
+/// An encrypted value under the active version of its key.
+pub(super) fn rotated(base: Base, value: pg_sys::Datum) -> Result<pg_sys::Datum, Error> {
+    // SAFETY: the value is of an encrypted type.
+    let stored = unsafe { Varlena::detoast(value) };
+    match base {
+        Base::Text => rotate::<EncryptedText>(stored),
+        Base::Bytea => rotate::<EncryptedBytea>(stored),
     }
 }
 
@@ -88,7 +90,7 @@ sql_function! {
     }
 }
 
-fn version_under(value: pg_sys::Datum, key_id: i32) -> Option<i32> {
+pub(super) fn version_under(value: pg_sys::Datum, key_id: i32) -> Option<i32> {
     match header(value) {
         Ok(header) if header.key_id.get() as i32 == key_id => Some(header.key_version.get() as i32),
         Ok(_) => None,
