@@ -146,10 +146,8 @@ fn log(catalog: &mut Writer<'_, '_>, job: i64, what: &str) -> Result<(), Error> 
         SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s, %s row(s)', job_id, kind, table_name,
                    pg_catalog.quote_ident(column_name), $2, rows_done)
           FROM encryption.job WHERE job_id = $1";
-    let row = catalog.row(JOB, &[job.into(), what.into()])?;
-    let Some((names, detail)) = row.map(|row| Ok::<_, Error>((row.text(1)?, row.text(2)?))).transpose()? else {
-        return Ok(());
-    };
+    let Some(row) = catalog.row(JOB, &[job.into(), what.into()])? else { return Ok(()) };
+    let (names, detail) = (row.text(1)?, row.text(2)?);
     // A composite type may hold values under several keys.
     for name in names.unwrap_or_default().split(", ") {
         if let Ok(name) = KeyName::parse(name) {
