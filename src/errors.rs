@@ -87,6 +87,20 @@ pub(crate) enum Error {
     NotRotatable { table: String, column: String, why: &'static str },
     RangeUnsupported,
 
+    // Migrations of columns. A subject is "column \"c\" of table \"t\"".
+    MigrationUnsuitable { subject: String, why: String },
+    MigrationBlocked { subject: String, dependents: String },
+    MigrationMissing { subject: String, phase: String },
+    MigrationPhase { subject: String, phase: String },
+    MigrationAltered { subject: String, how: String },
+    MigrationDiffers { subject: String, row: String },
+    MigrationLocked { subject: String, tries: String },
+    MigrationArgument { argument: String, expected: String },
+    MigrationOwnerLacksKey { owner: String, key: KeyName, privilege: &'static str },
+    MigrationTwoValues { subject: String },
+    MigrationNameTaken { subject: String },
+    MigrationColumnUnknown { subject: String },
+
     // The end of versions.
     ProofNeedsOwnTransaction,
     KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
@@ -215,6 +229,18 @@ impl Error {
             | Self::ColumnDropped { .. }
             | Self::NotRotatable { .. }
             | Self::RangeUnsupported => self.describe_job(),
+            Self::MigrationUnsuitable { .. }
+            | Self::MigrationBlocked { .. }
+            | Self::MigrationMissing { .. }
+            | Self::MigrationPhase { .. }
+            | Self::MigrationAltered { .. }
+            | Self::MigrationDiffers { .. }
+            | Self::MigrationLocked { .. }
+            | Self::MigrationArgument { .. }
+            | Self::MigrationOwnerLacksKey { .. }
+            | Self::MigrationTwoValues { .. }
+            | Self::MigrationNameTaken { .. }
+            | Self::MigrationColumnUnknown { .. } => self.describe_migration(),
             Self::ProofNeedsOwnTransaction
             | Self::KeyVersionMayBeUsed { .. }
             | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
@@ -567,6 +593,85 @@ impl Error {
             Self::RangeUnsupported => {
                 Description::new("KE103", "ranges of encrypted values are not rotated")
                     .hint("Keep the bounds in columns of their own.")
+            }
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_migration(&self) -> Description {
+        match self {
+            Self::MigrationUnsuitable { subject, why } => {
+                Description::new("KE200", format!("cannot migrate {subject}"))
+                    .detail(format!("It can't be done because {why}."))
+                    .hint("See docs/reference.md for what enc_encrypt_column takes.")
+            }
+            Self::MigrationBlocked { subject, dependents } => {
+                Description::new("KE201", format!("cannot migrate {subject} with what depends on it"))
+                    .detail(dependents.clone())
+                    .hint(
+                        "Remove what is in the way, and accept by name what can be accepted. \
+                         Action plan shows everything that depends on the column.",
+                    )
+            }
+            Self::MigrationMissing { subject, phase } => {
+                Description::new("KE202", format!("{subject} is not being migrated"))
+                    .detail(format!("Its migration is {phase}."))
+                    .hint("See the view enc_stat_progress_encrypt.")
+            }
+            Self::MigrationPhase { subject, phase } => {
+                Description::new("KE203", format!("cannot do this with {subject} now"))
+                    .detail(format!("It can't be done because {phase}."))
+                    .hint("See the view enc_stat_progress_encrypt. Action execute goes on, action rollback goes back.")
+            }
+            Self::MigrationAltered { subject, how } => {
+                Description::new("KE204", format!("{subject} was altered during its migration"))
+                    .detail(format!("This was found: {how}."))
+                    .hint("Undo the alteration, or use action rollback.")
+            }
+            Self::MigrationDiffers { subject, row } => Description::new(
+                "KE205",
+                format!("{subject} has a row in which plaintext and encrypted value differ"),
+            )
+            .detail(format!("Its ctid is {row}. Something wrote to the table without its triggers."))
+            .hint(
+                "Set the new column of that row to NULL by an UPDATE, which fills it in again, and \
+                 repeat the call.",
+            ),
+            Self::MigrationLocked { subject, tries } => {
+                Description::new("KE206", format!("could not lock {subject}"))
+                    .detail(format!("It was tried {tries} times."))
+                    .hint(
+                        "Find the transaction that holds it in pg_locks, and repeat the call: it goes \
+                         on where it was.",
+                    )
+            }
+            Self::MigrationArgument { argument, expected } => {
+                Description::new("KE207", format!("invalid argument \"{argument}\""))
+                    .hint(format!("It takes {expected}."))
+            }
+            Self::MigrationOwnerLacksKey { owner, key, privilege } => Description::new(
+                "KE208",
+                format!("table owner \"{owner}\" does not have privilege \"{privilege}\" on key \"{key}\""),
+            )
+            .detail("During a migration the key is used with the rights of the table's owner.")
+            .hint(format!(
+                "The key's owner grants it with SELECT enc_grant('{key}', '{owner}', 'encrypt, decrypt')."
+            )),
+            Self::MigrationTwoValues { subject } => Description::new(
+                "KE209",
+                format!("new row for {subject} has two values for a column that is being migrated"),
+            )
+            .detail("The plaintext column and the encrypted one were given values that differ.")
+            .hint("Name the columns in the INSERT, and leave out the one that the migration fills in."),
+            Self::MigrationNameTaken { subject } => {
+                // duplicate_column
+                Description::new("42701", format!("{subject} already exists"))
+                    .hint("A migration needs this name. Rename that column.")
+            }
+            Self::MigrationColumnUnknown { subject } => {
+                // undefined_column
+                Description::new("42703", format!("{subject} does not exist"))
+                    .hint("Give the column's name as it is in pg_attribute.")
             }
             _ => unreachable_description(),
         }

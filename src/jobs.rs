@@ -219,12 +219,12 @@ fn plan(
     const INSERT: &str = "
         INSERT INTO encryption.job_range (job_id, step, table_id, first_block, next_block, end_block)
         SELECT $1, $2, t.table_id, first_block, first_block,
-               CASE $2 WHEN 'walk' THEN least(first_block + piece, blocks) ELSE 1 END
+               CASE $2 WHEN 'check' THEN 1 ELSE least(first_block + piece, blocks) END
           FROM pg_catalog.unnest($3) WITH ORDINALITY t (table_id, n),
                LATERAL (SELECT greatest(pg_catalog.pg_relation_size(t.table_id)
                                / pg_catalog.current_setting('block_size')::bigint, 1) AS blocks) size,
-               LATERAL (SELECT CASE $2 WHEN 'walk' THEN greatest(256, (blocks + 63) / 64)
-                                       ELSE blocks END AS piece) pieces,
+               LATERAL (SELECT CASE $2 WHEN 'check' THEN blocks
+                                       ELSE greatest(256, (blocks + 63) / 64) END AS piece) pieces,
                LATERAL pg_catalog.generate_series(0, blocks - 1, piece) first_block
          ORDER BY t.n, first_block";
     // The version that the values are to have may have changed since the last pass.

@@ -15,6 +15,7 @@ use super::sql::SqlRow;
 use super::{DATABASE_KEY, Privilege, State};
 use crate::errors::Error;
 use crate::pg;
+use crate::rights::RightsOf;
 
 /// A version that is to be written to the catalog.
 pub(crate) struct NewVersion {
@@ -341,7 +342,7 @@ pub(crate) fn as_owner<T>(
     body: impl FnOnce(&mut Writer<'_, '_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let caller = pg::current_user();
-    let _rights = OwnersRights::take()?;
+    let _rights = RightsOf::role(owner_of_tables()?);
     Spi::connect_mut(|client| body(&mut Writer { client, caller }))
 }
 
@@ -353,37 +354,6 @@ pub(crate) fn refuse_if_read_only(command: &'static CStr) {
     unsafe {
         pg_sys::PreventCommandIfReadOnly(command.as_ptr());
         pg_sys::PreventCommandIfParallelMode(command.as_ptr());
-    }
-}
-
-/// The rights of the tables' owner, given back when dropped; PostgreSQL itself gives them back
-/// when it aborts the transaction or the subtransaction.
-struct OwnersRights {
-    user: pg_sys::Oid,
-    context: i32,
-}
-
-impl OwnersRights {
-    fn take() -> Result<Self, Error> {
-        let owner = owner_of_tables()?;
-        let mut user = pg_sys::InvalidOid;
-        let mut context = 0;
-        // SAFETY: reads and sets the current user as fmgr_security_definer does for a function
-        // that is SECURITY DEFINER.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-            let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
-            pg_sys::SetUserIdAndSecContext(owner, context | local);
-        }
-        Ok(Self { user, context })
-    }
-}
-
-impl Drop for OwnersRights {
-    fn drop(&mut self) {
-        // SAFETY: what was the current user before. Where an error unwinds through here this only
-        // comes a little before PostgreSQL's own reset.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
     }
 }
 

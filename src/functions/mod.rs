@@ -17,6 +17,10 @@ use envelope::KeyName;
 use crate::errors::Error;
 
 /// A key's name as a function's caller wrote it.
-fn key_name(text: &str) -> Result<KeyName, Error> {
+///
+/// # Errors
+///
+/// If it is none.
+pub(crate) fn key_name(text: &str) -> Result<KeyName, Error> {
     KeyName::parse(text).map_err(|why| Error::KeyNameInvalid { name: text.to_owned(), why })
 }

@@ -192,12 +192,14 @@ fn reference_lists_the_functions() {
     let documented = reference
         .lines()
         .flat_map(|line| line.split('`').skip(1).step_by(2))
-        .filter(|code| code.contains(" RETURNS "))
+        .filter(|code| code.contains(" RETURNS ") || code.starts_with("CALL "))
         .map(str::to_owned);
     let existing = rows(
         &mut connect(&cluster),
-        "SELECT CASE nspname WHEN 'public' THEN '' ELSE nspname || '.' END || proname || '('
-                || pg_get_function_arguments(f.oid) || ') RETURNS ' || pg_get_function_result(f.oid)
+        "SELECT CASE prokind WHEN 'p' THEN 'CALL ' ELSE '' END
+                || CASE nspname WHEN 'public' THEN '' ELSE nspname || '.' END || proname || '('
+                || regexp_replace(pg_get_function_arguments(f.oid), '(^|, )IN ', '\\1', 'g') || ')'
+                || CASE prokind WHEN 'p' THEN '' ELSE ' RETURNS ' || pg_get_function_result(f.oid) END
            FROM pg_proc f JOIN pg_namespace n ON n.oid = pronamespace
           WHERE f.oid IN (SELECT objid FROM member WHERE classid = 'pg_proc'::regclass)",
     );
