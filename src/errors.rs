@@ -58,6 +58,7 @@ pub(crate) enum Error {
     StatisticsRefused { statistics: String, table: String },
     PartitionKeyRefused { table: String },
     OrderStored { object: String },
+    PlaintextStored { object: String },
 
     // Values.
     ValueTruncated,
@@ -207,7 +208,8 @@ impl Error {
             | Self::IndexRefused { .. }
             | Self::StatisticsRefused { .. }
             | Self::PartitionKeyRefused { .. }
-            | Self::OrderStored { .. } => self.describe_type(),
+            | Self::OrderStored { .. }
+            | Self::PlaintextStored { .. } => self.describe_type(),
             Self::ValueTruncated
             | Self::ValueFormatUnsupported { .. }
             | Self::ValueKindUnsupported { .. }
@@ -496,6 +498,12 @@ impl Error {
             )
             .detail("What it stores tells which of two values is the lesser.")
             .hint("Compare encrypted values with = and <> only in what is stored, and order them in queries."),
+            // invalid_object_definition, as for an expression that PostgreSQL itself finds mutable.
+            Self::PlaintextStored { object } => {
+                Description::new("42P17", format!("{object} would hold decrypted values"))
+                    .detail("What decrypts is not immutable.")
+                    .hint("Decrypt in queries or in a view, or generate enc_digest(column).")
+            }
             _ => unreachable_description(),
         }
     }

@@ -54,6 +54,15 @@ impl Expression {
         self.uses(contents).columns
     }
 
+    /// Whether it reads encrypted values and gives something else that isn't the same at all times:
+    /// what decrypts is STABLE, so that it can't be stored.
+    pub(super) fn stores_plaintext(self, contents: &mut Contents) -> bool {
+        // SAFETY: an expression, by this type's promise.
+        self.reads_encrypted(contents)
+            && !self.types().into_iter().any(|type_oid| contents.holds(type_oid))
+            && unsafe { pg_sys::contain_mutable_functions(self.0) }
+    }
+
     /// Whether it says how encrypted values are ordered. (What a function of the user's own does
     /// inside isn't looked into.)
     ///

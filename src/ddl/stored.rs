@@ -38,6 +38,10 @@ pub(super) fn check(stored: &Stored, contents: &mut Contents) -> Result<(), Erro
         What::Statistics { .. } | What::PartitionKey => Ok(()),
         What::GeneratedColumn { name } => {
             let object = || format!("generated column \"{name}\" of \"{}\"", table());
+            // PostgreSQL looks for this before it adds the cast to the column's type.
+            if expressions.is_some_and(|expression| expression.stores_plaintext(contents)) {
+                refuse(Error::PlaintextStored { object: object() })?;
+            }
             refuse_order(object, expressions, contents)
         }
     }

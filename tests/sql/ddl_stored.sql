@@ -53,6 +53,8 @@ CREATE INDEX stored_bad ON stored (width_bucket(email, mails));
 ALTER TABLE stored ADD COLUMN lesser boolean GENERATED ALWAYS AS (email < 'm') STORED;
 \echo :LAST_ERROR_SQLSTATE
 CREATE TABLE stored_bad (v encrypted_text('user_pii'), lesser boolean GENERATED ALWAYS AS (v < 'm') STORED);
+ALTER TABLE stored ADD COLUMN copied text GENERATED ALWAYS AS (email) STORED;
+CREATE TABLE stored_bad (v encrypted_text('user_pii'), copied text GENERATED ALWAYS AS (v) STORED);
 ALTER TABLE stored ADD COLUMN same boolean GENERATED ALWAYS AS (email = 'm') STORED;
 ALTER TABLE stored DROP COLUMN same;
 
