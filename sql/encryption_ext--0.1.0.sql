@@ -17,9 +17,13 @@ CREATE SCHEMA encryption;
 CREATE TABLE encryption.keyspace (
     singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
     id          uuid        NOT NULL DEFAULT gen_random_uuid(),
-    created_at  timestamptz NOT NULL DEFAULT now()
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    -- The version of the database key whose digests indexes and generated columns hold. Rotating
+    -- the key leaves it, and with it every index, as it is; enc_rotate_digest() changes it.
+    digest_version integer  CHECK (digest_version > 0)
 );
-COMMENT ON TABLE encryption.keyspace IS 'the random id of this database';
+COMMENT ON TABLE encryption.keyspace IS
+    'the random id of this database, and the version of the database key that digests are made with';
 
 INSERT INTO encryption.keyspace DEFAULT VALUES;
 
@@ -200,7 +204,8 @@ BEGIN
     -- The id that CREATE EXTENSION drew gives way while no version was made in it (restored ones
     -- carry the id that they were made in). Otherwise this database goes on with its own.
     IF NOT EXISTS (SELECT FROM encryption.key_version v JOIN encryption.keyspace k ON k.id = v.keyspace) THEN
-        UPDATE encryption.keyspace SET id = new.id, created_at = new.created_at;
+        UPDATE encryption.keyspace
+           SET id = new.id, created_at = new.created_at, digest_version = new.digest_version;
     END IF;
     RETURN NULL;
 END $$;
@@ -305,6 +310,11 @@ CREATE FUNCTION encrypted_typmod_in(cstring[]) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_typmod_out(integer) RETURNS cstring
     LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_typanalyze(internal) RETURNS boolean
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_typanalyze(internal) RETURNS boolean
+    LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME';
+-- Of arrays and composites that have them inside.
 CREATE FUNCTION encrypted_typanalyze(internal) RETURNS boolean
     LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME';
 
@@ -324,7 +334,7 @@ CREATE TYPE encrypted_text (
     SEND = encrypted_text_send,
     TYPMOD_IN = encrypted_typmod_in,
     TYPMOD_OUT = encrypted_typmod_out,
-    ANALYZE = encrypted_typanalyze,
+    ANALYZE = encrypted_text_typanalyze,
     INTERNALLENGTH = VARIABLE,
     -- Ciphertext doesn't compress.
     STORAGE = external,
@@ -349,7 +359,7 @@ CREATE TYPE encrypted_bytea (
     SEND = encrypted_bytea_send,
     TYPMOD_IN = encrypted_typmod_in,
     TYPMOD_OUT = encrypted_typmod_out,
-    ANALYZE = encrypted_typanalyze,
+    ANALYZE = encrypted_bytea_typanalyze,
     INTERNALLENGTH = VARIABLE,
     STORAGE = external
 );
@@ -423,49 +433,128 @@ CREATE CAST (encrypted_bytea AS bytea)
 
 ----------------------------------------------------------------------------------------------------
 -- Operators: what they mean on the plaintexts. IMMUTABLE, as for the base types: the plaintexts
--- don't change. Not LEAKPROOF.
+-- don't change. Not LEAKPROOF. COST is in units of a comparison of short texts, as measured.
 ----------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION encrypted_text_eq(encrypted_text, encrypted_text) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_ne(encrypted_text, encrypted_text) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_lt(encrypted_text, encrypted_text) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_le(encrypted_text, encrypted_text) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_ge(encrypted_text, encrypted_text) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_gt(encrypted_text, encrypted_text) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_cmp(encrypted_text, encrypted_text) RETURNS integer
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_text_btree_options(internal) RETURNS void
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+-- Tells the planner that column = value can be answered by an index on enc_digest(column).
+CREATE FUNCTION encryption.equal_support(internal) RETURNS internal
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_equal_support';
 
+CREATE FUNCTION encrypted_text_eq(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_ne(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_eq_text(encrypted_text, text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_ne_text(encrypted_text, text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION text_eq_encrypted_text(text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION text_ne_encrypted_text(text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_eq_name(encrypted_text, name) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_ne_name(encrypted_text, name) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION name_eq_encrypted_text(name, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION name_ne_encrypted_text(name, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_bytea_eq(encrypted_bytea, encrypted_bytea) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_bytea_ne(encrypted_bytea, encrypted_bytea) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_eq_bytea(encrypted_bytea, bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_ne_bytea(encrypted_bytea, bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION bytea_eq_encrypted_bytea(bytea, encrypted_bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25
+    SUPPORT encryption.equal_support
+    AS 'MODULE_PATHNAME';
+CREATE FUNCTION bytea_ne_encrypted_bytea(bytea, encrypted_bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+
+CREATE FUNCTION encrypted_text_lt(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_le(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_ge(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_gt(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_bytea_lt(encrypted_bytea, encrypted_bytea) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_bytea_le(encrypted_bytea, encrypted_bytea) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_bytea_ge(encrypted_bytea, encrypted_bytea) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_bytea_gt(encrypted_bytea, encrypted_bytea) RETURNS boolean
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_bytea_cmp(encrypted_bytea, encrypted_bytea) RETURNS integer
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
-CREATE FUNCTION encrypted_bytea_btree_options(internal) RETURNS void
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
 
 CREATE OPERATOR = (
     LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
-    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, MERGES);
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES);
 CREATE OPERATOR <> (
     LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ne,
     COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_eq_text,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR <> (
+    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_ne_text,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = text_eq_encrypted_text,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR <> (
+    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = text_ne_encrypted_text,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_eq_name,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR <> (
+    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_ne_name,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = name_eq_encrypted_text,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR <> (
+    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = name_ne_encrypted_text,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encrypted_bytea_eq,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES);
+CREATE OPERATOR <> (
+    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encrypted_bytea_ne,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = encrypted_bytea, RIGHTARG = bytea, FUNCTION = encrypted_bytea_eq_bytea,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR <> (
+    LEFTARG = encrypted_bytea, RIGHTARG = bytea, FUNCTION = encrypted_bytea_ne_bytea,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR = (
+    LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = bytea_eq_encrypted_bytea,
+    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR <> (
+    LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = bytea_ne_encrypted_bytea,
+    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
+
 CREATE OPERATOR < (
     LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_lt,
     COMMUTATOR = >, NEGATOR = >=, RESTRICT = scalarltsel, JOIN = scalarltjoinsel);
@@ -478,13 +567,6 @@ CREATE OPERATOR >= (
 CREATE OPERATOR > (
     LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_gt,
     COMMUTATOR = <, NEGATOR = <=, RESTRICT = scalargtsel, JOIN = scalargtjoinsel);
-
-CREATE OPERATOR = (
-    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encrypted_bytea_eq,
-    COMMUTATOR = =, NEGATOR = <>, RESTRICT = eqsel, JOIN = eqjoinsel, MERGES);
-CREATE OPERATOR <> (
-    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encrypted_bytea_ne,
-    COMMUTATOR = <>, NEGATOR = =, RESTRICT = neqsel, JOIN = neqjoinsel);
 CREATE OPERATOR < (
     LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encrypted_bytea_lt,
     COMMUTATOR = >, NEGATOR = >=, RESTRICT = scalarltsel, JOIN = scalarltjoinsel);
@@ -500,15 +582,422 @@ CREATE OPERATOR > (
 
 -- For ORDER BY, DISTINCT, GROUP BY and merge joins. An index with these classes is refused by
 -- their options function, which PostgreSQL calls for every index build and for no sort: an ordered
--- index would reveal the order of the plaintexts.
+-- index would reveal the order of the plaintexts. Only PostgreSQL itself calls these functions.
+CREATE FUNCTION encrypted_text_cmp(encrypted_text, encrypted_text) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_sortsupport(internal) RETURNS void
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_btree_options(internal) RETURNS void
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
 CREATE OPERATOR CLASS encrypted_text_btree_ops DEFAULT FOR TYPE encrypted_text USING btree AS
     OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >,
     FUNCTION 1 encrypted_text_cmp(encrypted_text, encrypted_text),
+    FUNCTION 2 encrypted_text_sortsupport(internal),
     FUNCTION 5 encrypted_text_btree_options(internal);
+
+CREATE FUNCTION encrypted_bytea_cmp(encrypted_bytea, encrypted_bytea) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_sortsupport(internal) RETURNS void
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_btree_options(internal) RETURNS void
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
 CREATE OPERATOR CLASS encrypted_bytea_btree_ops DEFAULT FOR TYPE encrypted_bytea USING btree AS
     OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >,
     FUNCTION 1 encrypted_bytea_cmp(encrypted_bytea, encrypted_bytea),
+    FUNCTION 2 encrypted_bytea_sortsupport(internal),
     FUNCTION 5 encrypted_bytea_btree_options(internal);
+
+-- For hash indexes, which hold hashes of keyed digests, and for hash joins and hash tables. Values of
+-- the base types have the hashes that encrypted values with the same plaintexts have.
+CREATE FUNCTION encrypted_text_hash(encrypted_text) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_hash_extended(encrypted_text, bigint) RETURNS bigint
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_hash_text(text) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_hash_text_extended(text, bigint) RETURNS bigint
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_hash_name(name) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_text_hash_name_extended(name, bigint) RETURNS bigint
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_hash(encrypted_bytea) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_hash_extended(encrypted_bytea, bigint) RETURNS bigint
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_hash_bytea(bytea) RETURNS integer
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+CREATE FUNCTION encrypted_bytea_hash_bytea_extended(bytea, bigint) RETURNS bigint
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME';
+
+-- Equality of base types among themselves, by the same rules: the families are complete with these.
+-- They are in schema encryption so that they are never mistaken for PostgreSQL's own.
+CREATE FUNCTION encryption.equal(text, text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_base_eq_text_text';
+CREATE FUNCTION encryption.equal(text, name) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_base_eq_text_name';
+CREATE FUNCTION encryption.equal(name, text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_base_eq_name_text';
+CREATE FUNCTION encryption.equal(name, name) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_base_eq_name_name';
+CREATE FUNCTION encryption.equal(bytea, bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_bytea_base_eq';
+
+CREATE OPERATOR encryption.= (
+    LEFTARG = text, RIGHTARG = text, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR encryption.= (
+    LEFTARG = text, RIGHTARG = name, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR encryption.= (
+    LEFTARG = name, RIGHTARG = text, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR encryption.= (
+    LEFTARG = name, RIGHTARG = name, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+CREATE OPERATOR encryption.= (
+    LEFTARG = bytea, RIGHTARG = bytea, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES);
+
+CREATE OPERATOR FAMILY encrypted_text_hash_ops USING hash;
+CREATE OPERATOR CLASS encrypted_text_hash_ops DEFAULT FOR TYPE encrypted_text USING hash
+    FAMILY encrypted_text_hash_ops AS
+    OPERATOR 1 =,
+    FUNCTION 1 encrypted_text_hash(encrypted_text),
+    FUNCTION 2 encrypted_text_hash_extended(encrypted_text, bigint);
+ALTER OPERATOR FAMILY encrypted_text_hash_ops USING hash ADD
+    OPERATOR 1 = (encrypted_text, text),
+    OPERATOR 1 = (text, encrypted_text),
+    OPERATOR 1 = (encrypted_text, name),
+    OPERATOR 1 = (name, encrypted_text),
+    OPERATOR 1 encryption.= (text, text),
+    OPERATOR 1 encryption.= (text, name),
+    OPERATOR 1 encryption.= (name, text),
+    OPERATOR 1 encryption.= (name, name),
+    FUNCTION 1 (text, text) encrypted_text_hash_text(text),
+    FUNCTION 2 (text, text) encrypted_text_hash_text_extended(text, bigint),
+    FUNCTION 1 (name, name) encrypted_text_hash_name(name),
+    FUNCTION 2 (name, name) encrypted_text_hash_name_extended(name, bigint);
+
+CREATE OPERATOR FAMILY encrypted_bytea_hash_ops USING hash;
+CREATE OPERATOR CLASS encrypted_bytea_hash_ops DEFAULT FOR TYPE encrypted_bytea USING hash
+    FAMILY encrypted_bytea_hash_ops AS
+    OPERATOR 1 =,
+    FUNCTION 1 encrypted_bytea_hash(encrypted_bytea),
+    FUNCTION 2 encrypted_bytea_hash_extended(encrypted_bytea, bigint);
+ALTER OPERATOR FAMILY encrypted_bytea_hash_ops USING hash ADD
+    OPERATOR 1 = (encrypted_bytea, bytea),
+    OPERATOR 1 = (bytea, encrypted_bytea),
+    OPERATOR 1 encryption.= (bytea, bytea),
+    FUNCTION 1 (bytea, bytea) encrypted_bytea_hash_bytea(bytea),
+    FUNCTION 2 (bytea, bytea) encrypted_bytea_hash_bytea_extended(bytea, bigint);
+
+-- PostgreSQL calls the functions behind the classes without asking; nobody else has a use for them.
+REVOKE EXECUTE ON FUNCTION
+    encrypted_text_cmp(encrypted_text, encrypted_text),
+    encrypted_text_sortsupport(internal),
+    encrypted_text_btree_options(internal),
+    encrypted_bytea_cmp(encrypted_bytea, encrypted_bytea),
+    encrypted_bytea_sortsupport(internal),
+    encrypted_bytea_btree_options(internal),
+    encrypted_text_hash(encrypted_text),
+    encrypted_text_hash_extended(encrypted_text, bigint),
+    encrypted_text_hash_text(text),
+    encrypted_text_hash_text_extended(text, bigint),
+    encrypted_text_hash_name(name),
+    encrypted_text_hash_name_extended(name, bigint),
+    encrypted_bytea_hash(encrypted_bytea),
+    encrypted_bytea_hash_extended(encrypted_bytea, bigint),
+    encrypted_bytea_hash_bytea(bytea),
+    encrypted_bytea_hash_bytea_extended(bytea, bigint)
+    FROM PUBLIC;
+
+-- What the planner makes of column = value where there is an index on enc_digest(column): a condition
+-- on the digests, and the equality again by these operators, which select all that is left.
+CREATE FUNCTION encryption.recheck_selectivity(internal, oid, internal, integer) RETURNS double precision
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_recheck_selectivity';
+CREATE FUNCTION encryption.recheck_selectivity(internal, oid, internal, smallint, internal)
+    RETURNS double precision
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_recheck_selectivity';
+
+CREATE FUNCTION encryption.equal(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_text_eq';
+CREATE FUNCTION encryption.unequal(encrypted_text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_text_ne';
+CREATE FUNCTION encryption.equal(encrypted_text, text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_text_eq_text';
+CREATE FUNCTION encryption.unequal(encrypted_text, text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_text_ne_text';
+CREATE FUNCTION encryption.equal(text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'text_eq_encrypted_text';
+CREATE FUNCTION encryption.unequal(text, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'text_ne_encrypted_text';
+CREATE FUNCTION encryption.equal(encrypted_text, name) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_text_eq_name';
+CREATE FUNCTION encryption.unequal(encrypted_text, name) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_text_ne_name';
+CREATE FUNCTION encryption.equal(name, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'name_eq_encrypted_text';
+CREATE FUNCTION encryption.unequal(name, encrypted_text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'name_ne_encrypted_text';
+CREATE FUNCTION encryption.equal(encrypted_bytea, encrypted_bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_bytea_eq';
+CREATE FUNCTION encryption.unequal(encrypted_bytea, encrypted_bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_bytea_ne';
+CREATE FUNCTION encryption.equal(encrypted_bytea, bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_bytea_eq_bytea';
+CREATE FUNCTION encryption.unequal(encrypted_bytea, bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'encrypted_bytea_ne_bytea';
+CREATE FUNCTION encryption.equal(bytea, encrypted_bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'bytea_eq_encrypted_bytea';
+CREATE FUNCTION encryption.unequal(bytea, encrypted_bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 25 AS 'MODULE_PATHNAME', 'bytea_ne_encrypted_bytea';
+
+CREATE OPERATOR encryption.= (
+    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = encrypted_bytea, RIGHTARG = bytea, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = encrypted_bytea, RIGHTARG = bytea, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR encryption.= (
+    LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.equal,
+    COMMUTATOR = OPERATOR(encryption.=), NEGATOR = OPERATOR(encryption.<>),
+    RESTRICT = encryption.recheck_selectivity, JOIN = encryption.recheck_selectivity);
+CREATE OPERATOR encryption.<> (
+    LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.unequal,
+    COMMUTATOR = OPERATOR(encryption.<>), NEGATOR = OPERATOR(encryption.=),
+    RESTRICT = neqsel, JOIN = neqjoinsel);
+
+----------------------------------------------------------------------------------------------------
+-- Digests: equal plaintexts have equal ones, whichever keys their values are under. They can be in
+-- unique indexes, in generated columns and, through these, in foreign keys.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION enc_digest(value encrypted_text, normal_form text DEFAULT 'none', domain text DEFAULT '')
+    RETURNS bytea
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME', 'encrypted_text_digest';
+COMMENT ON FUNCTION enc_digest(encrypted_text, text, text) IS
+    'keyed digest, 16 bytes: the same for equal plaintexts in the same normal form and domain';
+CREATE FUNCTION enc_digest(value text, normal_form text DEFAULT 'none', domain text DEFAULT '')
+    RETURNS bytea
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME', 'encrypted_text_digest_of_text';
+COMMENT ON FUNCTION enc_digest(text, text, text) IS
+    'keyed digest, 16 bytes: the same for equal plaintexts in the same normal form and domain';
+CREATE FUNCTION enc_digest(value encrypted_bytea, normal_form text DEFAULT 'none', domain text DEFAULT '')
+    RETURNS bytea
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME', 'encrypted_bytea_digest';
+COMMENT ON FUNCTION enc_digest(encrypted_bytea, text, text) IS
+    'keyed digest, 16 bytes: the same for equal plaintexts in the same normal form and domain';
+CREATE FUNCTION enc_digest(value bytea, normal_form text DEFAULT 'none', domain text DEFAULT '')
+    RETURNS bytea
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 35 AS 'MODULE_PATHNAME', 'encrypted_bytea_digest_of_bytea';
+COMMENT ON FUNCTION enc_digest(bytea, text, text) IS
+    'keyed digest, 16 bytes: the same for equal plaintexts in the same normal form and domain';
+
+-- The stored digests of everything: indexes whose keys, expressions or predicates look at encrypted
+-- columns, stored generated columns that do, and materialized views that call enc_digest.
+CREATE VIEW encryption.digest_holder AS
+WITH RECURSIVE holder (type_id) AS (
+    SELECT type.oid FROM pg_catalog.pg_type type
+      JOIN pg_catalog.pg_depend ON classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND objid = type.oid
+       AND refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND deptype = 'e'
+      JOIN pg_catalog.pg_extension ON refobjid = pg_extension.oid AND extname = 'encryption_ext'
+     WHERE typname IN ('encrypted_text', 'encrypted_bytea')
+  UNION
+    -- Arrays, domains, composites and ranges of what is in here already.
+    SELECT type.oid FROM holder
+      JOIN pg_catalog.pg_type type ON type.typelem = holder.type_id AND type.typcategory = 'A'
+        OR type.typbasetype = holder.type_id
+        OR EXISTS (SELECT FROM pg_catalog.pg_attribute
+                    WHERE attrelid = type.typrelid AND atttypid = holder.type_id AND NOT attisdropped)
+        OR EXISTS (SELECT FROM pg_catalog.pg_range
+                    WHERE rngsubtype = holder.type_id AND type.oid IN (rngtypid, rngmultitypid))
+), encrypted AS (
+    SELECT attrelid, attnum FROM pg_catalog.pg_attribute
+      JOIN pg_catalog.pg_class ON pg_class.oid = attrelid AND relkind IN ('r', 'p', 'm')
+     WHERE attnum > 0 AND NOT attisdropped AND atttypid IN (SELECT type_id FROM holder)
+)
+SELECT index.indrelid AS table_id, index.indexrelid AS index_id, NULL::smallint AS generated, NULL::smallint AS source
+  FROM pg_catalog.pg_index index
+  JOIN pg_catalog.pg_class ON pg_class.oid = index.indexrelid AND relkind = 'i'
+ WHERE EXISTS (
+    SELECT FROM encrypted
+     WHERE attrelid = index.indrelid
+       AND (attnum = ANY ((index.indkey::smallint[])[0:index.indnkeyatts - 1])
+            OR (index.indexprs IS NOT NULL OR index.indpred IS NOT NULL)
+               AND EXISTS (SELECT FROM pg_catalog.pg_depend
+                            WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                              AND objid = index.indexrelid
+                              AND refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                              AND refobjid = attrelid AND refobjsubid = attnum)))
+UNION
+SELECT adrelid, NULL, adnum, encrypted.attnum
+  FROM pg_catalog.pg_attrdef
+  JOIN pg_catalog.pg_attribute column_ ON column_.attrelid = adrelid AND column_.attnum = adnum
+   AND column_.attgenerated = 's'
+  JOIN encrypted ON encrypted.attrelid = adrelid
+ WHERE EXISTS (SELECT FROM pg_catalog.pg_depend
+                WHERE refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                  AND refobjid = adrelid AND refobjsubid = encrypted.attnum
+                  AND (classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND objid = pg_attrdef.oid
+                       OR classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                          AND objid = adrelid AND objsubid = adnum))
+UNION
+SELECT pg_class.oid, NULL, NULL, NULL
+  FROM pg_catalog.pg_class
+  JOIN pg_catalog.pg_rewrite ON ev_class = pg_class.oid
+  JOIN pg_catalog.pg_depend ON classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+   AND objid = pg_rewrite.oid AND refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+  JOIN pg_catalog.pg_proc ON pg_proc.oid = refobjid AND proname = 'enc_digest'
+ WHERE relkind = 'm';
+COMMENT ON VIEW encryption.digest_holder IS
+    'where digests are stored: indexes, generated columns, materialized views';
+
+CREATE FUNCTION encryption.invalidate_plans(oid) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_invalidate_plans';
+REVOKE EXECUTE ON FUNCTION encryption.invalidate_plans(oid) FROM PUBLIC;
+
+CREATE FUNCTION enc_rotate_digest() RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present integer;
+    wanted  integer;
+    held    record;
+    role_of_triggers text := current_setting('session_replication_role');
+BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'must be superuser to rotate digests',
+            HINT = 'Every table that holds digests is locked and changed. Ask a superuser.';
+    END IF;
+    SELECT digest_version INTO present FROM encryption.keyspace FOR UPDATE;
+    SELECT version INTO wanted
+      FROM encryption.key_version JOIN encryption.key USING (key_id)
+     WHERE key.name = 'database' AND state = 'active';
+    IF wanted IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE010',
+            MESSAGE = 'key "database" has no active version',
+            HINT = 'Activate one with enc_activate_key_version(name, version).';
+    END IF;
+    IF present = wanted THEN
+        RAISE NOTICE 'digests are made with version % of the database key already', wanted
+            USING HINT = 'Rotate it first with SELECT enc_rotate_key(''database'').';
+        RETURN present;
+    END IF;
+
+    -- All at once, in one order. (Materialized views can't be locked so: REFRESH and REINDEX do.)
+    FOR held IN
+        SELECT DISTINCT table_id FROM encryption.digest_holder JOIN pg_class ON pg_class.oid = table_id
+         WHERE relkind <> 'm' ORDER BY 1
+    LOOP
+        IF (SELECT pg_is_other_temp_schema(relnamespace) FROM pg_class WHERE oid = held.table_id) THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_in_use',
+                MESSAGE = format('temporary table %s of another session holds digests', held.table_id::regclass),
+                HINT = 'Repeat this when that session has ended.';
+        END IF;
+        EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', held.table_id::regclass);
+    END LOOP;
+
+    -- A foreign key between a digest that is computed and one that someone has written would break.
+    FOR held IN
+        SELECT con.conname, con.conrelid, con.confrelid
+          FROM pg_constraint con, unnest(con.conkey, con.confkey) AS pair (referencing, referenced)
+         WHERE con.contype = 'f'
+           AND EXISTS (SELECT FROM encryption.digest_holder
+                        WHERE table_id = con.conrelid AND generated = referencing)
+               <> EXISTS (SELECT FROM encryption.digest_holder
+                           WHERE table_id = con.confrelid AND generated = referenced)
+    LOOP
+        RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation',
+            MESSAGE = format('foreign key "%s" of %s ties a generated digest to a column that is not generated',
+                held.conname, held.conrelid::regclass),
+            HINT = 'Make both columns generated, or drop the foreign key, rotate, write the new digests and add it again.';
+    END LOOP;
+
+    UPDATE encryption.keyspace SET digest_version = wanted;
+    -- Generated columns are computed again when the columns that they depend on are written. Triggers,
+    -- those of foreign keys included, have nothing to do: no plaintext changes.
+    PERFORM set_config('session_replication_role', 'replica', true);
+    FOR held IN
+        SELECT table_id, string_agg(format('%1$I = %1$I', attname), ', ') AS columns
+          FROM (SELECT DISTINCT table_id, source FROM encryption.digest_holder WHERE generated IS NOT NULL) sources
+          JOIN pg_class ON pg_class.oid = table_id AND relkind = 'r'
+          JOIN pg_attribute ON attrelid = table_id AND attnum = source
+         GROUP BY 1 ORDER BY 1
+    LOOP
+        EXECUTE format('UPDATE ONLY %s SET %s', held.table_id::regclass, held.columns);
+    END LOOP;
+    PERFORM set_config('session_replication_role', role_of_triggers, true);
+    FOR held IN
+        SELECT table_id FROM encryption.digest_holder JOIN pg_class ON pg_class.oid = table_id
+         WHERE relkind = 'm' AND index_id IS NULL AND relispopulated ORDER BY 1
+    LOOP
+        EXECUTE format('REFRESH MATERIALIZED VIEW %s', held.table_id::regclass);
+    END LOOP;
+    FOR held IN SELECT index_id FROM encryption.digest_holder WHERE index_id IS NOT NULL ORDER BY 1 LOOP
+        EXECUTE format('REINDEX INDEX %s', held.index_id::regclass);
+    END LOOP;
+
+    -- Plans that other sessions keep have digests of their constants in them.
+    PERFORM encryption.invalidate_plans(table_id) FROM (SELECT DISTINCT table_id FROM encryption.digest_holder) tables;
+
+    INSERT INTO encryption.key_event (action, key_name, version, role_name, session_role_name)
+    VALUES ('rotate digest', 'database', wanted, current_user, session_user);
+    RETURN wanted;
+END $$;
+COMMENT ON FUNCTION enc_rotate_digest() IS
+    'makes digests with the active version of the database key from now on: locks and rewrites all that holds digests; returns the version';
+REVOKE EXECUTE ON FUNCTION enc_rotate_digest() FROM PUBLIC;
 
 ----------------------------------------------------------------------------------------------------
 -- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
@@ -1648,8 +2137,14 @@ BEGIN
                 in_use := in_use || format(E'\n%s by %s %s', found.finding, found.object,
                                            coalesce('(' || found.number_of_rows || ' rows)', ''));
             ELSIF found.finding = 'proved unused' THEN
-                PERFORM @extschema@.enc_disable_key_version(name, old);
-                RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
+                BEGIN
+                    PERFORM @extschema@.enc_disable_key_version(name, old);
+                    RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
+                EXCEPTION WHEN SQLSTATE 'KE018' THEN
+                    RAISE WARNING USING MESSAGE = format(
+                            'version %s of key "%s" encrypts nothing any more, but makes the digests in indexes', old, name),
+                        HINT = 'Move the digests with enc_rotate_digest(), and disable it then.';
+                END;
             END IF;
         END LOOP;
         COMMIT;
@@ -1657,7 +2152,7 @@ BEGIN
         PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
     END LOOP;
     IF in_use <> '' THEN
-        RAISE EXCEPTION USING ERRCODE = 'KE108',
+        RAISE EXCEPTION USING ERRCODE = 'KE107',
             MESSAGE = format('old versions of key "%s" are still in use, and were not disabled', name),
             DETAIL = 'Versions ' || array_to_string(olds, ', ') || ':' || in_use,
             HINT = 'Remove the cause, and repeat the call with new_version => false.';

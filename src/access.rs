@@ -21,6 +21,26 @@ pub(crate) struct Decisions {
 #[derive(Clone, Copy)]
 pub(crate) struct Held([bool; Privilege::ALL.len()]);
 
+/// Under which a decision was made: the current user, and what the catalog and the roles were. What
+/// was decided holds as long as this stays the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Authority {
+    user: pg_sys::Oid,
+    catalog_generation: u64,
+    role_generation: u64,
+}
+
+impl Authority {
+    /// The current one.
+    pub(crate) fn now() -> Self {
+        Self {
+            user: pg::current_user(),
+            catalog_generation: invalidation::catalog_generation(),
+            role_generation: invalidation::role_generation(),
+        }
+    }
+}
+
 impl Decisions {
     /// Forgets what was decided.
     pub(crate) fn clear(&mut self) {

@@ -34,6 +34,8 @@ pub(crate) enum Error {
     KeyVersionsExhausted { key: KeyName },
     KeyChangedMeanwhile { key: KeyName },
     KeyUnavailableHere { key: String },
+    DigestVersionUnset,
+    DigestVersionInUse { version: KeyVersion },
 
     // Who may.
     PermissionDenied { key: KeyName, privilege: &'static str },
@@ -45,6 +47,10 @@ pub(crate) enum Error {
     ModifierInvalid { why: &'static str },
     WithoutKey { object: String, type_name: String },
     OrderedIndexRefused { operator_class: &'static str },
+    CollationUnknown,
+    NormalFormUnknown { name: String },
+    NormalFormUnavailable { name: &'static str },
+    DigestDomainTooLong,
     ArmorRefused,
 
     // Values.
@@ -77,7 +83,6 @@ pub(crate) enum Error {
 
     // The end of versions.
     ProofNeedsOwnTransaction,
-    KeyVersionMakesDigests { key: KeyName, version: KeyVersion },
     KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
     KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
 
@@ -163,7 +168,9 @@ impl Error {
             | Self::KeyCheckValueWrong { .. }
             | Self::KeyVersionsExhausted { .. }
             | Self::KeyChangedMeanwhile { .. }
-            | Self::KeyUnavailableHere { .. } => self.describe_key(),
+            | Self::KeyUnavailableHere { .. }
+            | Self::DigestVersionUnset
+            | Self::DigestVersionInUse { .. } => self.describe_key(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
             | Self::PrivilegeUnknown { .. }
@@ -171,6 +178,10 @@ impl Error {
             Self::ModifierInvalid { .. }
             | Self::WithoutKey { .. }
             | Self::OrderedIndexRefused { .. }
+            | Self::CollationUnknown
+            | Self::NormalFormUnknown { .. }
+            | Self::NormalFormUnavailable { .. }
+            | Self::DigestDomainTooLong
             | Self::ArmorRefused => self.describe_type(),
             Self::ValueTruncated
             | Self::ValueFormatUnsupported { .. }
@@ -194,7 +205,6 @@ impl Error {
             | Self::NotRotatable { .. }
             | Self::RangeUnsupported => self.describe_job(),
             Self::ProofNeedsOwnTransaction
-            | Self::KeyVersionMakesDigests { .. }
             | Self::KeyVersionMayBeUsed { .. }
             | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
             Self::ProviderNotConfigured
@@ -307,6 +317,22 @@ impl Error {
                  nothing may wait for a provider.",
             )
             .hint("Use the key once in this session before, for example by reading a value."),
+            Self::DigestVersionUnset => Description::new(
+                "KE017",
+                "there is no key yet to make digests with",
+            )
+            .hint(
+                "Create a key with SELECT enc_create_key(name), or restore this database's keys.",
+            ),
+            Self::DigestVersionInUse { version } => Description::new(
+                "KE018",
+                format!("version {version} of key \"database\" is what digests are made with"),
+            )
+            .detail("Without it no index on digests can be searched or changed.")
+            .hint(
+                "Move the digests to the active version first with enc_rotate_digest(). \
+                 enc_disable_key_version alone can be forced.",
+            ),
             _ => unreachable_description(),
         }
     }
@@ -356,7 +382,29 @@ impl Error {
                 format!("operator class \"{operator_class}\" is for sorting, not for indexes"),
             )
             .detail("An ordered index would reveal the order of the plaintexts.")
-            .hint("Leave the column without an index: equality then scans the table."),
+            .hint(
+                "For equality use CREATE INDEX ... USING hash (column). For uniqueness use CREATE \
+                 UNIQUE INDEX ... (enc_digest(column)), or EXCLUDE USING hash (column WITH =).",
+            ),
+            Self::CollationUnknown => {
+                // indeterminate_collation
+                Description::new("42P22", "could not determine which collation to use for hashing")
+                    .hint("Use the COLLATE clause to set the collation explicitly.")
+            }
+            Self::NormalFormUnknown { name } => {
+                // invalid_parameter_value
+                Description::new("22023", format!("unrecognized normal form {name:?}"))
+                    .hint("The normal forms are none, lower, nfkc_casefold and digits.")
+            }
+            Self::NormalFormUnavailable { name } => {
+                // feature_not_supported
+                Description::new("0A000", format!("normal form \"{name}\" is of Unicode text alone"))
+                    .hint("Use the normal form \"none\".")
+            }
+            Self::DigestDomainTooLong => {
+                Description::new("22023", "a digest's domain is longer than 255 bytes")
+                    .hint("Name the table and the column, for example.")
+            }
             Self::ArmorRefused => {
                 Description::new("KE033", "ciphertext given where a plaintext is expected")
                     .detail("The value is well-formed armor (\"enc:1:...\"), as shown to roles that may not decrypt.")
@@ -478,14 +526,8 @@ impl Error {
                 )
                 .hint("Commit first, and call it in a READ COMMITTED transaction.")
             }
-            Self::KeyVersionMakesDigests { key, version } => Description::new(
-                "KE105",
-                format!("version {version} of key \"{key}\" makes the digests in indexes"),
-            )
-            .detail("Without it no index on an encrypted column could be used.")
-            .hint("Keep it."),
             Self::KeyVersionMayBeUsed { key, version } => Description::new(
-                "KE106",
+                "KE105",
                 format!("version {version} of key \"{key}\" has not been proved to be unused"),
             )
             .detail("The proof must be newer than the moment at which the version stopped being active.")
@@ -495,7 +537,7 @@ impl Error {
                  with accept_data_loss => true.",
             ),
             Self::KeyVersionInGrace { key, version, until } => Description::new(
-                "KE107",
+                "KE106",
                 format!("version {version} of key \"{key}\" is kept until {until}"),
             )
             .detail("The grace period is for backups, standbys and clients that still need the version.")
@@ -636,6 +678,11 @@ impl Error {
     /// Whether a provider refused to make a version because somebody else has just made one.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Provider { error, .. } if error.kind == ProviderErrorKind::Conflict)
+    }
+
+    /// Whether the user or a time limit ended what was waited for.
+    pub(crate) fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Provider { error, .. } if error.kind == ProviderErrorKind::Interrupted)
     }
 
     /// Whether a provider is out of reach, rather than having said no.

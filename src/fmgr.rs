@@ -229,27 +229,50 @@ impl Call {
     }
 }
 
+/// Calls a built-in function with one argument under a collation, as `DirectFunctionCall1Coll` does.
+///
+/// # Safety
+///
+/// As for [`call2`].
+pub(crate) unsafe fn call1(
+    function: unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum,
+    collation: pg_sys::Oid,
+    argument: pg_sys::Datum,
+) -> pg_sys::Datum {
+    // SAFETY: the caller's promise.
+    unsafe { call(function, collation, [argument]) }
+}
+
 /// Calls a built-in function with two arguments under a collation, as `DirectFunctionCall2Coll`
 /// does.
 ///
 /// # Safety
 ///
-/// `function` takes two arguments of the types the datums have, looks at no `flinfo`, and doesn't
-/// return null.
+/// `function` takes as many arguments as are given, of the types the datums have, looks at no
+/// `flinfo`, and doesn't return null.
 pub(crate) unsafe fn call2(
     function: unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum,
     collation: pg_sys::Oid,
     arguments: [pg_sys::Datum; 2],
 ) -> pg_sys::Datum {
+    // SAFETY: the caller's promise.
+    unsafe { call(function, collation, arguments) }
+}
+
+unsafe fn call<const N: usize>(
+    function: unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum,
+    collation: pg_sys::Oid,
+    arguments: [pg_sys::Datum; N],
+) -> pg_sys::Datum {
     #[repr(C)]
-    struct Frame {
+    struct Frame<const N: usize> {
         base: pg_sys::FunctionCallInfoBaseData,
-        arguments: [pg_sys::NullableDatum; 2],
+        arguments: [pg_sys::NullableDatum; N],
     }
     let mut frame = Frame {
         base: pg_sys::FunctionCallInfoBaseData {
             fncollation: collation,
-            nargs: 2,
+            nargs: N as i16,
             ..Default::default()
         },
         arguments: arguments.map(|value| pg_sys::NullableDatum { value, isnull: false }),

@@ -17,14 +17,15 @@ use envelope::{
 };
 use keyring::breaker::Breaker;
 use keyring::cache::{CachedKey, KeyCache, Lookup, StatementId};
+use keyring::digest::DigestKey;
 use keyring::material::KeyMaterial;
 use keyring::refresh::{Outages, Planned, Refreshed, Refresher};
 use keyring::secret::Secret;
 use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
-use crate::access::{self, Held};
-use crate::catalog::{self, Key, Privilege, Version, invalidation};
+use crate::access::{self, Authority, Held};
+use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::providers::{Providers, version_id};
 use crate::{pg, session, settings};
@@ -41,6 +42,7 @@ struct Backend {
     catalog: HashMap<KeyId, Rc<Key>>,
     access: access::Decisions,
     last: Option<Authorized>,
+    digests: Option<Digests>,
     cache: KeyCache<Opened>,
     derived: DerivedCiphers<Secret<ValueCipher>>,
     nonces: NonceSource,
@@ -60,10 +62,15 @@ const ASKED_FOR_LONGER: Duration = Duration::from_secs(60);
 /// a row have one key and one user.
 struct Authorized {
     key: Rc<Key>,
-    user: pg_sys::Oid,
     held: Held,
-    catalog_generation: u64,
-    role_generation: u64,
+    authority: Authority,
+}
+
+/// The key of digests as it was looked up last, and what decides whether that is to be done again.
+struct Digests {
+    cached: Rc<CachedKey<Opened>>,
+    statement: i64,
+    generation: u64,
 }
 
 /// Something that the log is told of once a minute, however often it happens.
@@ -83,11 +90,8 @@ impl OncePerMinute {
 }
 
 impl Authorized {
-    fn is(&self, key_id: KeyId, user: pg_sys::Oid) -> bool {
-        self.key.name.id() == key_id
-            && self.user == user
-            && self.catalog_generation == invalidation::catalog_generation()
-            && self.role_generation == invalidation::role_generation()
+    fn is(&self, key_id: KeyId, authority: Authority) -> bool {
+        self.key.name.id() == key_id && self.authority == authority
     }
 }
 
@@ -133,7 +137,7 @@ pub(crate) fn encrypting<T>(
     body: impl FnOnce(Encrypting<'_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     with_backend(|backend| {
-        let key = backend.authorized(key_id, Privilege::Encrypt)?;
+        let key = backend.authorized(key_id, Some(Privilege::Encrypt))?;
         let version = key
             .active_version()
             .ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?
@@ -152,7 +156,7 @@ pub(crate) fn encrypting<T>(
 }
 
 /// Calls `body` with the cipher and the key's name for a value with this key id, version and salt.
-/// The current user needs `privilege` on the key, except for the database key.
+/// The current user needs `privilege`, if any, on the key, except for the database key.
 ///
 /// # Errors
 ///
@@ -162,7 +166,7 @@ pub(crate) fn decrypting<T>(
     key_id: KeyId,
     version: KeyVersion,
     salt: &[u8; envelope::SALT_LEN],
-    privilege: Privilege,
+    privilege: Option<Privilege>,
     body: impl FnOnce(&KeyName, &ValueCipher) -> Result<T, Error>,
 ) -> Result<T, Error> {
     with_backend(|backend| {
@@ -170,6 +174,38 @@ pub(crate) fn decrypting<T>(
         let cached = backend.opened(&key, version)?;
         body(&cached.name, backend.cipher(&cached, salt)?)
     })
+}
+
+/// Whether the current user has `privilege` on the key with this id, for what needs no key.
+///
+/// # Errors
+///
+/// If not, or if there is no such key.
+pub(crate) fn check(key_id: KeyId, privilege: Privilege) -> Result<(), Error> {
+    with_backend(|backend| backend.authorized(key_id, Some(privilege)).map(drop))
+}
+
+/// Calls `body` with the key of the digests in indexes, which everyone may use: what a digest is made
+/// of has been decrypted with a privilege, or is the caller's own.
+///
+/// # Errors
+///
+/// If the database has no key yet, or the version of it that digests are made with can't be had.
+pub(crate) fn digesting<T>(body: impl FnOnce(&DigestKey) -> T) -> Result<T, Error> {
+    with_backend(|backend| {
+        let cached = backend.digest_key()?;
+        let key = cached.value.material.digest.as_ref();
+        Ok(body(key.ok_or(Error::Internal { what: "the database key has no subkey for digests" })?))
+    })
+}
+
+/// Whether the digests in indexes are made with this version of `key`.
+///
+/// # Errors
+///
+/// If the catalog can't be read.
+pub(crate) fn makes_digests(key: &Key, version: KeyVersion) -> Result<bool, Error> {
+    Ok(key.is_database_key() && catalog::read_digest_version()? == Some(version))
 }
 
 /// The key with this id as the catalog has it, or `None`.
@@ -240,6 +276,7 @@ pub(crate) fn flush() {
             backend.derived.clear();
             backend.catalog.clear();
             backend.last = None;
+            backend.digests = None;
             backend.providers = Providers::default();
             backend.refresher = Refresher::new();
         }
@@ -256,6 +293,7 @@ impl Backend {
             catalog: HashMap::new(),
             access: access::Decisions::default(),
             last: None,
+            digests: None,
             cache: KeyCache::new(settings::cache_capacity(), settings::cache_ttl()),
             derived: DerivedCiphers::new(DERIVED_CIPHERS),
             nonces: NonceSource::new(),
@@ -292,27 +330,52 @@ impl Backend {
         }
     }
 
-    /// The key with this id, if the current user has `privilege` on it.
-    fn authorized(&mut self, key_id: KeyId, privilege: Privilege) -> Result<Rc<Key>, Error> {
+    /// The key with this id, if the current user has `privilege`, if any, on it.
+    fn authorized(
+        &mut self,
+        key_id: KeyId,
+        privilege: Option<Privilege>,
+    ) -> Result<Rc<Key>, Error> {
         self.begin_statement();
-        let user = pg::current_user();
-        if let Some(last) = self.last.as_ref().filter(|last| last.is(key_id, user)) {
-            last.held.check(&last.key, privilege)?;
+        let authority = Authority::now();
+        if let Some(last) = self.last.as_ref().filter(|last| last.is(key_id, authority)) {
+            if let Some(privilege) = privilege {
+                last.held.check(&last.key, privilege)?;
+            }
             return Ok(Rc::clone(&last.key));
         }
-        let (catalog_generation, role_generation) =
-            (invalidation::catalog_generation(), invalidation::role_generation());
         let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
-        let held = self.access.held(user, &key);
-        self.last = Some(Authorized {
-            key: Rc::clone(&key),
-            user,
-            held,
-            catalog_generation,
-            role_generation,
-        });
-        held.check(&key, privilege)?;
+        let held = self.access.held(pg::current_user(), &key);
+        self.last = Some(Authorized { key: Rc::clone(&key), held, authority });
+        if let Some(privilege) = privilege {
+            held.check(&key, privilege)?;
+        }
         Ok(key)
+    }
+
+    /// The version of the database key that digests are made with. It stays what it is within a
+    /// statement, and is looked up again when anything in the catalog has changed.
+    fn digest_key(&mut self) -> Result<Rc<CachedKey<Opened>>, Error> {
+        self.begin_statement();
+        let (statement, generation) = (self.statement, invalidation::catalog_generation());
+        if let Some(digests) = &self.digests
+            && (digests.statement, digests.generation) == (statement, generation)
+        {
+            return Ok(Rc::clone(&digests.cached));
+        }
+        let name = KeyName::parse(DATABASE_KEY)
+            .map_err(|_| Error::Internal { what: "the database key's name is invalid" })?;
+        let key = self.find(name.id())?.ok_or_else(|| Error::unknown_id(name.id()))?;
+        let version = match &self.digests {
+            Some(digests) if digests.generation == generation => digests.cached.version,
+            _ if !session::may_wait() => {
+                return Err(Error::KeyUnavailableHere { key: name.to_string() });
+            }
+            _ => catalog::read_digest_version()?.ok_or(Error::DigestVersionUnset)?,
+        };
+        let cached = self.opened(&key, version)?;
+        self.digests = Some(Digests { cached: Rc::clone(&cached), statement, generation });
+        Ok(cached)
     }
 
     fn find(&mut self, key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {

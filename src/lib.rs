@@ -40,6 +40,7 @@ extern "C-unwind" fn _PG_init() {
             settings::define();
             catalog::invalidation::register();
             session::register();
+            operators::register();
             Ok(())
         });
     }

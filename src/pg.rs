@@ -1,13 +1,13 @@
-//! Functions of PostgreSQL's that are called for every value, only read this backend's state, and
-//! raise no error: declared here without the guard that pgrx puts around each call (a `sigsetjmp`),
-//! which would cost more than they do.
+//! Functions of PostgreSQL's without the guard that pgrx puts around each call (a `sigsetjmp`): those
+//! that are called for every value, only read this backend's state and raise no error, for which
+//! it would cost more than they do; and those whose errors shall pass over the caller.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 use pgrx::pg_sys;
 
 mod raw {
-    use super::{c_int, pg_sys};
+    use super::{PlanWalker, c_int, c_void, pg_sys};
 
     unsafe extern "C-unwind" {
         pub(super) fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
@@ -15,6 +15,18 @@ mod raw {
         pub(super) fn GetDatabaseEncoding() -> c_int;
         pub(super) fn GetUserId() -> pg_sys::Oid;
         pub(super) fn HistoricSnapshotActive() -> bool;
+        pub(super) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+        #[cfg_attr(
+            any(feature = "pg16", feature = "pg17", feature = "pg18"),
+            link_name = "planstate_tree_walker_impl"
+        )]
+        pub(super) fn planstate_tree_walker(
+            state: *mut pg_sys::PlanState,
+            walker: PlanWalker,
+            context: *mut c_void,
+        ) -> bool;
+        pub(super) fn hash_bytes(bytes: *const u8, len: c_int) -> u32;
+        pub(super) fn hash_bytes_extended(bytes: *const u8, len: c_int, seed: u64) -> u64;
     }
 }
 
@@ -46,4 +58,51 @@ pub(crate) fn current_user() -> pg_sys::Oid {
 pub(crate) fn is_historic_snapshot_active() -> bool {
     // SAFETY: compares a static variable (src/backend/utils/time/snapmgr.c).
     unsafe { raw::HistoricSnapshotActive() }
+}
+
+/// PostgreSQL's hash of bytes.
+pub(crate) fn hash_any(bytes: &[u8]) -> u32 {
+    // SAFETY: reads the bytes (src/common/hashfn.c).
+    unsafe { raw::hash_bytes(bytes.as_ptr(), c_int::try_from(bytes.len()).unwrap_or(c_int::MAX)) }
+}
+
+/// PostgreSQL's hash of 16 bytes, as hash indexes have it: the same in every version.
+pub(crate) fn hash_bytes(bytes: &[u8; 16]) -> u32 {
+    // SAFETY: reads the bytes (src/common/hashfn.c).
+    unsafe { raw::hash_bytes(bytes.as_ptr(), 16) }
+}
+
+/// The same in 64 bits, with a seed.
+pub(crate) fn hash_bytes_extended(bytes: &[u8; 16], seed: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { raw::hash_bytes_extended(bytes.as_ptr(), 16, seed) }
+}
+
+/// What `planstate_tree_walker` calls with each node below another.
+pub(crate) type PlanWalker =
+    unsafe extern "C-unwind" fn(state: *mut pg_sys::PlanState, context: *mut c_void) -> bool;
+
+/// Calls `walker` with the nodes directly below `state`, as long as it returns `false`.
+///
+/// # Safety
+///
+/// `state` is the state of a plan's node. An error (the stack may be too deep) passes over the
+/// caller's frame.
+pub(crate) unsafe fn planstate_tree_walker(
+    state: *mut pg_sys::PlanState,
+    walker: PlanWalker,
+    context: *mut c_void,
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { raw::planstate_tree_walker(state, walker, context) }
+}
+
+/// What PostgreSQL does at a query's start without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+pub(crate) unsafe fn standard_executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorStart(query, flags) }
 }

@@ -43,6 +43,17 @@ pub(crate) fn is_decoding() -> bool {
     unsafe { pg_sys::am_walsender || pg::is_historic_snapshot_active() }
 }
 
+/// Whether ANALYZE is running: it says so in the statistics of its progress, if `track_activities` is
+/// on, which is the default.
+pub(crate) fn is_analyzing() -> bool {
+    // SAFETY: this backend's own entry, which nobody else writes.
+    unsafe {
+        let entry = pg_sys::MyBEEntry;
+        !entry.is_null()
+            && (*entry).st_progress_command == pg_sys::ProgressCommandType::PROGRESS_COMMAND_ANALYZE
+    }
+}
+
 /// Whether a dump is being restored: pg_dump's scripts and pg_restore set `check_function_bodies`
 /// off so that what is created may name what does not exist yet.
 pub(crate) fn is_restoring() -> bool {

@@ -28,15 +28,15 @@ pub(crate) fn seal(
     })
 }
 
-/// Decrypts `value` into a new buffer of the given shape. The current user needs `privilege` on
-/// its key, unless that is the database key.
+/// Decrypts `value` into a new buffer of the given shape. The current user needs `privilege`, if
+/// any, on its key, unless that is the database key.
 ///
 /// # Errors
 ///
 /// If it is not a value, is not authentic, or its key can't be used.
 pub(crate) fn open(
     value: &Sealed<'_>,
-    privilege: Privilege,
+    privilege: Option<Privilege>,
     shape: Shape,
 ) -> Result<Buffer, Error> {
     let header = value.header();

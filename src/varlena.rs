@@ -26,10 +26,7 @@ impl Varlena {
     /// `datum` is a non-null value of a variable-length type and outlives what is returned.
     pub(crate) unsafe fn detoast(datum: pg_sys::Datum) -> Self {
         let value = datum.cast_mut_ptr::<pg_sys::varlena>();
-        // SAFETY: the caller's promise.
-        let is_toasted =
-            unsafe { varlena::varatt_is_1b_e(value) || varlena::varatt_is_4b_c(value) };
-        if !is_toasted {
+        if !Self::is_toasted(datum) {
             return Self(value);
         }
         // SAFETY: the caller's promise.
@@ -48,6 +45,28 @@ impl Varlena {
         Self(unsafe { pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, len) })
     }
 
+    /// The value whose length word is at `start`.
+    ///
+    /// # Safety
+    ///
+    /// A value of a variable-length type is there, neither compressed nor external, and stays there.
+    pub(crate) unsafe fn at(start: *mut u8) -> Self {
+        Self(start.cast())
+    }
+
+    /// Whether the value that `datum` points to is compressed, or stored elsewhere.
+    pub(crate) fn is_toasted(datum: pg_sys::Datum) -> bool {
+        let value = datum.cast_mut_ptr::<pg_sys::varlena>();
+        // SAFETY: callers pass non-null values of a variable-length type.
+        unsafe { varlena::varatt_is_1b_e(value) || varlena::varatt_is_4b_c(value) }
+    }
+
+    /// The value with its length word.
+    pub(crate) fn with_header<'a>(self) -> &'a [u8] {
+        // SAFETY: as in `bytes`.
+        unsafe { std::slice::from_raw_parts(self.0.cast::<u8>(), varlena::varsize_any(self.0)) }
+    }
+
     /// The value's bytes.
     pub(crate) fn bytes<'a>(self) -> &'a [u8] {
         // SAFETY: the value is neither compressed nor external, so its header tells its length;
@@ -61,12 +80,22 @@ impl Varlena {
         pg_sys::Datum::from(self.0)
     }
 
+    /// Whether detoasting made a copy of the value that `original` points to.
+    pub(crate) fn is_copy_of(self, original: pg_sys::Datum) -> bool {
+        self.0 != original.cast_mut_ptr()
+    }
+
+    /// Frees the value before its memory context does.
+    pub(crate) fn free(self) {
+        // SAFETY: callers own the value, which is a palloc'd chunk.
+        unsafe { pg_sys::pfree(self.0.cast()) }
+    }
+
     /// Frees the value if it is not the one that `original` points to, that is, if detoasting
     /// made a copy (`PG_FREE_IF_COPY`).
     pub(crate) fn free_if_copy(self, original: pg_sys::Datum) {
-        if self.0 != original.cast_mut_ptr() {
-            // SAFETY: a detoasted copy is a palloc'd chunk that nobody else knows.
-            unsafe { pg_sys::pfree(self.0.cast()) }
+        if self.is_copy_of(original) {
+            self.free();
         }
     }
 }
@@ -137,10 +166,10 @@ impl Buffer {
         pg_sys::Datum::from(self.start)
     }
 
-    /// Where the varlena begins, for a function that takes one while the buffer is kept.
-    pub(crate) fn varlena_pointer(&self) -> *mut u8 {
+    /// The varlena, for a function that takes one while the buffer is kept.
+    pub(crate) fn varlena(&self) -> Varlena {
         debug_assert!(self.shape == Shape::Varlena);
-        self.start
+        Varlena(self.start.cast())
     }
 
     /// Frees the memory before its context does.

@@ -17,6 +17,7 @@ static WATCHED: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
 
 static CATALOG_GENERATION: AtomicU64 = AtomicU64::new(0);
 static ROLE_GENERATION: AtomicU64 = AtomicU64::new(0);
+static RELATION_GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// Registers the callbacks. Called once, when the library is loaded.
 pub(crate) fn register() {
@@ -35,6 +36,7 @@ pub(crate) fn register() {
 }
 
 unsafe extern "C-unwind" fn relation_changed(_: pg_sys::Datum, relation: pg_sys::Oid) {
+    RELATION_GENERATION.fetch_add(1, Ordering::Relaxed);
     let relation = relation.to_u32();
     // InvalidOid says that anything may have changed.
     if relation == 0 || WATCHED.iter().any(|table| table.load(Ordering::Relaxed) == relation) {
@@ -76,6 +78,11 @@ pub(crate) fn role_generation() -> u64 {
     ROLE_GENERATION.load(Ordering::Relaxed)
 }
 
+/// Grows whenever any table or index may have changed.
+pub(crate) fn relation_generation() -> u64 {
+    RELATION_GENERATION.load(Ordering::Relaxed)
+}
+
 sql_function! {
     /// `encryption.send_invalidation() RETURNS trigger`: tells every session, at commit, that the
     /// table that the trigger is on has changed.
@@ -91,6 +98,16 @@ sql_function! {
         }
         // A statement trigger's result is ignored, but must not be null by way of the null flag
         // (ExecCallTriggerFunc).
+        Ok(pg_sys::Datum::from(0usize))
+    }
+}
+
+sql_function! {
+    /// `encryption.invalidate_plans(oid) RETURNS void`: has every session plan anew, from commit on,
+    /// what it has planned for a table. A plan may hold digests of its constants.
+    fn encryption_invalidate_plans(call) {
+        // SAFETY: SQL calls with a table that it has locked.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(pg_sys::Oid::from(call.int4(0) as u32)) };
         Ok(pg_sys::Datum::from(0usize))
     }
 }

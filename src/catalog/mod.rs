@@ -209,6 +209,7 @@ const GRANT_GRANTEE: usize = 2;
 const GRANT_PRIVILEGE: usize = 3;
 
 const KEYSPACE_ID: usize = 2;
+const KEYSPACE_DIGEST_VERSION: usize = 4;
 
 fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
     let mut versions = Vec::new();
@@ -275,6 +276,21 @@ pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
 /// If the catalog is missing.
 pub(crate) fn key_table() -> Result<pg_sys::Oid, Error> {
     scan::table_oid(c"key")
+}
+
+/// The version of the database key that digests are made with; `None` before there is a key.
+///
+/// # Errors
+///
+/// If the catalog is missing or damaged.
+pub(crate) fn read_digest_version() -> Result<Option<KeyVersion>, Error> {
+    let mut version = None;
+    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+        let number = row.nullable_int4(KEYSPACE_DIGEST_VERSION)?;
+        version = number.and_then(|number| u32::try_from(number).ok()).and_then(KeyVersion::new);
+        Ok(())
+    })?;
+    Ok(version)
 }
 
 /// Whether any version that isn't destroyed comes from the provider with this name.

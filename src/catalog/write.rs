@@ -81,6 +81,16 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// Has digests made with this version of the database key from now on, unless they are made
+    /// with one already: rotating the key leaves the digests in indexes as they are.
+    pub(crate) fn pin_digest_version(&mut self, version: KeyVersion) -> Result<(), Error> {
+        self.run(
+            "UPDATE encryption.keyspace SET digest_version = $1 WHERE digest_version IS NULL",
+            &[number_of(version)],
+        )?;
+        Ok(())
+    }
+
     /// Makes a version the active one; the one that was, deprecated.
     pub(crate) fn activate(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
         self.run(

@@ -115,6 +115,9 @@ fn create(name: &KeyName) -> Result<KeyVersion, Error> {
             let state = if version.number == newest { State::Active } else { State::Deprecated };
             catalog.insert_version(name, version, state)?;
         }
+        if name.as_str() == DATABASE_KEY {
+            catalog.pin_digest_version(newest)?;
+        }
         catalog.log("create", name, Some(newest), None)
     })?;
     Ok(newest)
@@ -270,6 +273,9 @@ sql_function! {
                 });
             }
             State::Active | State::Pending | State::Deprecated => (),
+        }
+        if !call.boolean(2) && keys::makes_digests(&key, version.number)? {
+            return Err(Error::DigestVersionInUse { version: version.number });
         }
         change(&key, version, "disable", |catalog| {
             catalog.disable(&key.name, version.number)

@@ -1,69 +1,181 @@
-//! Comparison of values: that of their plaintexts, as the base type compares them.
+//! The comparison operators: values compare as their plaintexts do, with one another and with values
+//! of the base type.
 //!
-//! Both sides are decrypted and handed to PostgreSQL's own function for the base type, so that
-//! collations, the nondeterministic ones included, mean what they mean for `text`.
+//! Both sides are decrypted and compared as PostgreSQL compares the base type, so that collations,
+//! the nondeterministic ones included, mean what they mean for `text`.
+
+use std::cmp::Ordering;
 
 use pgrx::pg_sys;
 
+use super::Comparable;
+use super::plaintexts::Plaintexts;
+use super::side::{Base, Encrypted, Name, Side};
 use crate::catalog::Privilege;
 use crate::errors::Error;
-use crate::fmgr::{Call, call2, sql_function};
-use crate::types::{EncryptedBytea, EncryptedText, EncryptedType, parse};
+use crate::fmgr::{Call, sql_function};
+use crate::keys;
+use crate::types::{EncryptedBytea, EncryptedText, parse};
+use crate::varlena::Varlena;
 
-/// A comparison function of PostgreSQL's for a base type.
-type Comparison = unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+/// Whether the arguments have equal plaintexts. The current user needs `compare` on their keys.
+fn equal<T: Comparable, L: Side, R: Side>(call: &Call) -> Result<bool, Error> {
+    let collation = call.collation();
+    compare::<L, R, _>(call, Privilege::Compare, true, |left, right| {
+        T::equal(left, right, collation)
+    })
+}
 
-/// Compares the arguments as values of the base type. The current user needs `privilege` on the
-/// keys of both.
-fn compare<T: EncryptedType>(
+/// The order of the arguments' plaintexts. The current user needs `decrypt` on their keys: whoever
+/// can compare for order finds a plaintext by bisection.
+fn order<T: Comparable>(call: &Call) -> Result<Ordering, Error> {
+    let collation = call.collation();
+    let compared = |left, right| T::order(left, right, collation);
+    compare::<Encrypted<T>, Encrypted<T>, _>(call, Privilege::Decrypt, Ordering::Equal, compared)
+}
+
+/// Decrypts both arguments and calls `body` with them; for identical ciphertexts, which no key is
+/// needed for, the result is `same`.
+fn compare<L: Side, R: Side, O>(
     call: &Call,
-    comparison: Comparison,
     privilege: Privilege,
-) -> Result<pg_sys::Datum, Error> {
-    let values = [call.varlena(0), call.varlena(1)];
-    let left = T::decrypt(&parse(values[0])?, privilege)?;
-    let right = T::decrypt(&parse(values[1])?, privilege)?;
-    let arguments = [&left, &right].map(|side| pg_sys::Datum::from(side.varlena_pointer()));
-    // SAFETY: `comparison` is one of the functions named below, which take two values of T's base
-    // type, use the collation alone of the call, and return no null.
-    let result = unsafe { call2(comparison, call.collation(), arguments) };
-    // A sort calls this millions of times in one memory context.
+    same: O,
+    body: impl FnOnce(Varlena, Varlena) -> O,
+) -> Result<O, Error> {
+    if L::IS_ENCRYPTED && R::IS_ENCRYPTED && are_identical(call, privilege)? {
+        return Ok(same);
+    }
+    let left = L::plaintext(call, 0, privilege, kept(call, 0))?;
+    let right = R::plaintext(call, 1, privilege, kept(call, 1))?;
+    let result = body(left.base, right.base);
     left.free();
     right.free();
-    for (n, value) in values.into_iter().enumerate() {
-        value.free_if_copy(call.datum(n));
-    }
     Ok(result)
 }
 
-/// Declares the comparison functions of a type. Equality needs `compare`; order needs `decrypt`,
-/// since with it a plaintext is found by bisection.
-macro_rules! comparisons {
-    ($type:ty, $($name:ident = $comparison:path, $privilege:ident;)*) => {
+/// Whether the arguments are the same ciphertext, of a key that the current user has `privilege` on.
+fn are_identical(call: &Call, privilege: Privilege) -> Result<bool, Error> {
+    let (left, right) = (call.datum(0), call.datum(1));
+    // Values out of line are not fetched for this: if they are the same, they are decrypted.
+    if Varlena::is_toasted(left) || Varlena::is_toasted(right) {
+        return Ok(false);
+    }
+    let (left, right) = (call.varlena(0), call.varlena(1));
+    if left.bytes() != right.bytes() {
+        return Ok(false);
+    }
+    keys::check(parse(left)?.header().key_id, privilege)?;
+    Ok(true)
+}
+
+/// How many plaintexts are kept of an argument: a constant is one, an array's elements are several.
+const KEPT: usize = Plaintexts::FIRST_SLOTS;
+
+/// How many bytes of them.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// The plaintexts that are kept of argument `n`, if it stays the same from row to row: a constant, a
+/// parameter, or both arguments of a comparison with an array's elements, in which one value is
+/// compared with many and many rows with the same ones.
+fn kept(call: &Call, n: usize) -> Option<&'static mut Plaintexts> {
+    // SAFETY: what PostgreSQL passes is valid during the call; fn_extra is this function's own, lives
+    // as long as the context fn_mcxt, and is null at first.
+    unsafe {
+        let flinfo = (*call.fcinfo()).flinfo;
+        if flinfo.is_null() || (*flinfo).fn_expr.is_null() {
+            return None;
+        }
+        let extra = &mut (*flinfo).fn_extra;
+        if extra.is_null() {
+            *extra = pg_sys::MemoryContextAllocZero((*flinfo).fn_mcxt, size_of::<Arguments>());
+            let arguments = &mut *extra.cast::<Arguments>();
+            let is_array = (*(*flinfo).fn_expr).type_ == pg_sys::NodeTag::T_ScalarArrayOpExpr;
+            for n in 0..2 {
+                arguments.is_kept[n] =
+                    is_array || pg_sys::get_fn_expr_arg_stable(flinfo, n as std::ffi::c_int);
+            }
+        }
+        let arguments = &mut *extra.cast::<Arguments>();
+        if !arguments.is_kept[n] {
+            return None;
+        }
+        let plaintexts = &mut arguments.plaintexts[n];
+        if plaintexts.is_null() {
+            *plaintexts = Plaintexts::new((*flinfo).fn_mcxt, KEPT, KEPT_BYTES);
+        }
+        Some(&mut **plaintexts)
+    }
+}
+
+/// What a comparison keeps between its calls. Plain data, in PostgreSQL's memory, zeroes at first.
+#[repr(C)]
+struct Arguments {
+    is_kept: [bool; 2],
+    plaintexts: [*mut Plaintexts; 2],
+}
+
+/// Declares functions of operators for equality and inequality.
+macro_rules! equality {
+    ($($equal:ident, $unequal:ident: $type:ty, $left:ty, $right:ty;)*) => {
+        $(
+            sql_function! {
+                fn $equal(call) {
+                    Ok(pg_sys::Datum::from(equal::<$type, $left, $right>(call)?))
+                }
+            }
+            sql_function! {
+                fn $unequal(call) {
+                    Ok(pg_sys::Datum::from(!equal::<$type, $left, $right>(call)?))
+                }
+            }
+        )*
+    };
+}
+
+equality! {
+    encrypted_text_eq, encrypted_text_ne: EncryptedText, Encrypted<EncryptedText>, Encrypted<EncryptedText>;
+    encrypted_text_eq_text, encrypted_text_ne_text: EncryptedText, Encrypted<EncryptedText>, Base;
+    text_eq_encrypted_text, text_ne_encrypted_text: EncryptedText, Base, Encrypted<EncryptedText>;
+    encrypted_text_eq_name, encrypted_text_ne_name: EncryptedText, Encrypted<EncryptedText>, Name;
+    name_eq_encrypted_text, name_ne_encrypted_text: EncryptedText, Name, Encrypted<EncryptedText>;
+    encrypted_bytea_eq, encrypted_bytea_ne: EncryptedBytea, Encrypted<EncryptedBytea>, Encrypted<EncryptedBytea>;
+    encrypted_bytea_eq_bytea, encrypted_bytea_ne_bytea: EncryptedBytea, Encrypted<EncryptedBytea>, Base;
+    bytea_eq_encrypted_bytea, bytea_ne_encrypted_bytea: EncryptedBytea, Base, Encrypted<EncryptedBytea>;
+}
+
+/// Declares functions of operators for order.
+macro_rules! ordering {
+    ($($name:ident: $type:ty, $holds:expr;)*) => {
         $(sql_function! {
             fn $name(call) {
-                compare::<$type>(call, $comparison, Privilege::$privilege)
+                let holds: fn(Ordering) -> bool = $holds;
+                Ok(pg_sys::Datum::from(holds(order::<$type>(call)?)))
             }
         })*
     };
 }
 
-comparisons! { EncryptedText,
-    encrypted_text_eq = pg_sys::texteq, Compare;
-    encrypted_text_ne = pg_sys::textne, Compare;
-    encrypted_text_lt = pg_sys::text_lt, Decrypt;
-    encrypted_text_le = pg_sys::text_le, Decrypt;
-    encrypted_text_ge = pg_sys::text_ge, Decrypt;
-    encrypted_text_gt = pg_sys::text_gt, Decrypt;
-    encrypted_text_cmp = pg_sys::bttextcmp, Decrypt;
+ordering! {
+    encrypted_text_lt: EncryptedText, Ordering::is_lt;
+    encrypted_text_le: EncryptedText, Ordering::is_le;
+    encrypted_text_ge: EncryptedText, Ordering::is_ge;
+    encrypted_text_gt: EncryptedText, Ordering::is_gt;
+    encrypted_bytea_lt: EncryptedBytea, Ordering::is_lt;
+    encrypted_bytea_le: EncryptedBytea, Ordering::is_le;
+    encrypted_bytea_ge: EncryptedBytea, Ordering::is_ge;
+    encrypted_bytea_gt: EncryptedBytea, Ordering::is_gt;
 }
 
-comparisons! { EncryptedBytea,
-    encrypted_bytea_eq = pg_sys::byteaeq, Compare;
-    encrypted_bytea_ne = pg_sys::byteane, Compare;
-    encrypted_bytea_lt = pg_sys::bytealt, Decrypt;
-    encrypted_bytea_le = pg_sys::byteale, Decrypt;
-    encrypted_bytea_ge = pg_sys::byteage, Decrypt;
-    encrypted_bytea_gt = pg_sys::byteagt, Decrypt;
-    encrypted_bytea_cmp = pg_sys::byteacmp, Decrypt;
+sql_function! {
+    /// `encrypted_text_cmp(encrypted_text, encrypted_text) RETURNS integer`
+    fn encrypted_text_cmp(call) {
+        Ok(pg_sys::Datum::from(order::<EncryptedText>(call)? as i32))
+    }
+}
+
+sql_function! {
+    /// `encrypted_bytea_cmp(encrypted_bytea, encrypted_bytea) RETURNS integer`
+    fn encrypted_bytea_cmp(call) {
+        Ok(pg_sys::Datum::from(order::<EncryptedBytea>(call)? as i32))
+    }
 }

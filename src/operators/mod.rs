@@ -1,5 +1,175 @@
-//! Operators and operator classes: what values mean to queries.
+//! Operators, operator classes and digests: what values mean to queries.
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | `comparison.rs` | the comparison operators |
+//! | `hash.rs` | the functions of the hash operator classes |
+//! | `sort.rs` | sort support: plaintexts are decrypted once a sort |
+//! | `ordered_index.rs` | the refusal of ordered indexes |
+//! | `digest.rs`, `normal_form.rs` | `enc_digest` |
+//! | `digest_index.rs` | `column = value` as a condition on an index on digests |
+//! | `index_access.rs` | the privilege that scanning an index needs |
+//! | `analyze.rs` | statistics, which keep no values |
+//! | `side.rs`, `plaintexts.rs` | the arguments of an operator, and those that stay the same |
 
 mod analyze;
 mod comparison;
+mod digest;
+mod digest_index;
+mod hash;
+mod index_access;
+mod normal_form;
 mod ordered_index;
+mod plaintexts;
+mod side;
+mod sort;
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::ffi::c_int;
+
+use keyring::digest::{Class, Digest, DigestInput, Form};
+use pgrx::pg_sys;
+
+use crate::errors::Error;
+use crate::fmgr::call2;
+use crate::types::{EncryptedBytea, EncryptedText, EncryptedType, encoding};
+use crate::varlena::Varlena;
+use crate::{keys, pg};
+
+/// Installs the hook that checks the use of indexes. Called once, when the library is loaded.
+pub(crate) fn register() {
+    index_access::register();
+}
+
+/// What the base type of an encrypted type says of its values: which are equal, and in which order
+/// they are.
+pub(crate) trait Comparable: EncryptedType {
+    /// Whether two values of the base type are equal under a collation.
+    fn equal(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> bool;
+
+    /// Whether values of the base type are equal only if their bytes are.
+    fn is_equality_of_bytes(collation: pg_sys::Oid) -> bool;
+
+    /// Their order.
+    fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering;
+
+    /// The digest that all values have that are equal to this one.
+    ///
+    /// # Errors
+    ///
+    /// If the key of digests can't be had, or the collation is unknown.
+    fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Error>;
+}
+
+impl Comparable for EncryptedText {
+    fn equal(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> bool {
+        if is_deterministic(collation) {
+            return left.bytes() == right.bytes();
+        }
+        // SAFETY: texteq takes two texts, uses the collation alone of the call, and returns no null.
+        let result = unsafe { call2(pg_sys::texteq, collation, [left.datum(), right.datum()]) };
+        result.value() & 0xff != 0
+    }
+
+    fn is_equality_of_bytes(collation: pg_sys::Oid) -> bool {
+        is_deterministic(collation)
+    }
+
+    fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering {
+        let (left, right) = (left.bytes(), right.bytes());
+        if collation == C_COLLATION {
+            return left.cmp(right);
+        }
+        let len = |bytes: &[u8]| c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
+        // SAFETY: the pointers are to that many bytes; varstr_cmp only reads them.
+        let order = unsafe {
+            pg_sys::varstr_cmp(
+                left.as_ptr().cast(),
+                len(left),
+                right.as_ptr().cast(),
+                len(right),
+                collation,
+            )
+        };
+        order.cmp(&0)
+    }
+
+    fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Error> {
+        if collation == pg_sys::InvalidOid {
+            return Err(Error::CollationUnknown);
+        }
+        if is_deterministic(collation) {
+            let (class, bytes) = canonical_text(base.bytes());
+            return digest(class, &bytes);
+        }
+        // Texts that the collation says are equal have the same hash, whatever their bytes.
+        // SAFETY: hashtextextended takes a text and an int8, uses the collation alone of the call,
+        // and returns no null.
+        let hash = unsafe {
+            let arguments = [base.datum(), pg_sys::Datum::from(0_i64)];
+            call2(pg_sys::hashtextextended, collation, arguments)
+        };
+        digest(Class::CollationHash, &hash.value().to_be_bytes())
+    }
+}
+
+impl Comparable for EncryptedBytea {
+    fn equal(left: Varlena, right: Varlena, _: pg_sys::Oid) -> bool {
+        left.bytes() == right.bytes()
+    }
+
+    fn is_equality_of_bytes(_: pg_sys::Oid) -> bool {
+        true
+    }
+
+    fn order(left: Varlena, right: Varlena, _: pg_sys::Oid) -> Ordering {
+        left.bytes().cmp(right.bytes())
+    }
+
+    fn equality_digest(base: Varlena, _: pg_sys::Oid) -> Result<Digest, Error> {
+        digest(Class::Bytea, base.bytes())
+    }
+}
+
+/// A text in the database's encoding as it is digested: in UTF-8 where it has such a form, so that
+/// digests are the same in databases with other encodings.
+fn canonical_text(text: &[u8]) -> (Class, Cow<'_, [u8]>) {
+    let (kind, plaintext) = encoding::to_plaintext(text);
+    let class = match kind {
+        envelope::PlaintextKind::TextInDatabaseEncoding => Class::TextInDatabaseEncoding,
+        envelope::PlaintextKind::Text | envelope::PlaintextKind::Bytea => Class::Text,
+    };
+    (class, plaintext)
+}
+
+fn digest(class: Class, bytes: &[u8]) -> Result<Digest, Error> {
+    let input = DigestInput { class, form: Form::AsIs, domain: b"", bytes };
+    keys::digesting(|key| key.digest(&input))
+}
+
+/// `C_COLLATION_OID` of `src/include/catalog/pg_collation.dat`.
+const C_COLLATION: pg_sys::Oid = pg_sys::Oid::from_u32(950);
+const DEFAULT_COLLATION: pg_sys::Oid = pg_sys::Oid::from_u32(100);
+
+/// Whether texts are equal under a collation only if their bytes are. `false` if it is unknown:
+/// PostgreSQL's own functions then raise the error.
+fn is_deterministic(collation: pg_sys::Oid) -> bool {
+    match collation {
+        // A database's own collation is always deterministic.
+        DEFAULT_COLLATION | C_COLLATION => true,
+        pg_sys::InvalidOid => false,
+        // SAFETY: a look-up in a system cache; the expression that uses the collation depends on it.
+        _ => unsafe { pg_sys::get_collation_isdeterministic(collation) },
+    }
+}
+
+/// `hash_any` of a digest, as `integer`: what a hash index holds.
+fn hash_of(digest: &Digest) -> pg_sys::Datum {
+    pg_sys::Datum::from(pg::hash_bytes(digest))
+}
+
+/// `hash_any_extended` of a digest, as `bigint`: the same in its low 32 bits if the seed is 0.
+fn extended_hash_of(digest: &Digest, seed: u64) -> pg_sys::Datum {
+    pg_sys::Datum::from(pg::hash_bytes_extended(digest, seed))
+}

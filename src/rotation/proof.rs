@@ -15,6 +15,7 @@ use crate::fmgr::{Call, sql_function};
 use crate::functions::lifecycle::{owned_key, refuse_if_changed, version_of};
 use crate::functions::rows::return_rows;
 use crate::jobs::jsonb;
+use crate::keys;
 
 sql_function! {
     /// `encryption.begin_proof(name text, version integer) RETURNS SETOF record`: the key's id and the
@@ -112,7 +113,9 @@ sql_function! {
         as_owner(|catalog| {
             catalog.lock()?;
             refuse_if_changed(&key)?;
-            refuse_if_digests(catalog, &key, version)?;
+            if keys::makes_digests(&key, version.number)? {
+                return Err(Error::DigestVersionInUse { version: version.number });
+            }
             if !accept_data_loss {
                 // SAFETY: SQL declares the argument an interval.
                 let grace = unsafe {
@@ -131,27 +134,6 @@ sql_function! {
             version.provider
         );
         Ok(pg_sys::Datum::from(0usize))
-    }
-}
-
-/// Every digest in an index was made with the database key's version that is pinned for them.
-fn refuse_if_digests(
-    catalog: &mut Writer<'_, '_>,
-    key: &Key,
-    version: &Version,
-) -> Result<(), Error> {
-    // By way of JSON, so that a catalog without the column has none that is pinned.
-    const PINNED: &str = "
-        SELECT (pg_catalog.to_jsonb(k) ->> 'digest_version')::integer FROM encryption.keyspace k";
-    if !key.is_database_key() {
-        return Ok(());
-    }
-    let pinned = catalog.row(PINNED, &[])?.map(|row| row.int4(1)).transpose()?.flatten();
-    match pinned == Some(version.number.get() as i32) {
-        true => {
-            Err(Error::KeyVersionMakesDigests { key: key.name.clone(), version: version.number })
-        }
-        false => Ok(()),
     }
 }
 

@@ -129,8 +129,8 @@ fn open(base: Base, stored: Varlena) -> Result<(), Error> {
     }
     let sealed = parse(stored)?;
     let plaintext = match base {
-        Base::Text => EncryptedText::decrypt(&sealed, Privilege::Decrypt)?,
-        Base::Bytea => EncryptedBytea::decrypt(&sealed, Privilege::Decrypt)?,
+        Base::Text => EncryptedText::decrypt(&sealed, Some(Privilege::Decrypt))?,
+        Base::Bytea => EncryptedBytea::decrypt(&sealed, Some(Privilege::Decrypt))?,
     };
     plaintext.free();
     Ok(())

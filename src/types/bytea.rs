@@ -23,7 +23,7 @@ impl EncryptedType for EncryptedBytea {
         seal_input(key_id, PlaintextKind::Bytea, bytes)
     }
 
-    fn decrypt(value: &Sealed<'_>, privilege: Privilege) -> Result<Buffer, Error> {
+    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error> {
         if value.header().kind != PlaintextKind::Bytea {
             return Err(Error::ValueOfOtherType { expected: Self::NAME });
         }
@@ -111,7 +111,7 @@ sql_function! {
 }
 
 fn decrypt_argument(call: &Call) -> Result<Buffer, Error> {
-    EncryptedBytea::decrypt(&parse(call.varlena(0))?, Privilege::Decrypt)
+    EncryptedBytea::decrypt(&parse(call.varlena(0))?, Some(Privilege::Decrypt))
 }
 
 sql_function! {

@@ -2,6 +2,7 @@
 
 mod bytea;
 pub(crate) mod encoding;
+pub(crate) mod identity;
 mod modifier;
 mod text;
 
@@ -14,6 +15,7 @@ use crate::varlena::{Buffer, Varlena};
 use crate::{keys, value};
 
 pub(crate) use bytea::EncryptedBytea;
+pub(crate) use identity::{is_encrypted, key_of_type, schema_of};
 pub(crate) use text::EncryptedText;
 
 /// What the two types have of their own: how a value of the base type becomes a plaintext, and a
@@ -34,7 +36,7 @@ pub(crate) trait EncryptedType {
     /// # Errors
     ///
     /// As for [`value::open`], and if what was decrypted is not a value of the base type.
-    fn decrypt(value: &Sealed<'_>, privilege: Privilege) -> Result<Buffer, Error>;
+    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error>;
 }
 
 /// The key that a value is encrypted under: that of the type modifier, or the database key where
@@ -88,7 +90,7 @@ fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<pg_sys:
     if header.key_id == key_id && active == Some(header.key_version) {
         return Ok(stored.datum());
     }
-    let plaintext = T::decrypt(&sealed, Privilege::Decrypt)?;
+    let plaintext = T::decrypt(&sealed, Some(Privilege::Decrypt))?;
     let value = T::encrypt(key_id, plaintext.bytes())?;
     plaintext.free();
     Ok(value.datum())

@@ -22,12 +22,16 @@ impl EncryptedType for EncryptedText {
         seal_input(key_id, kind, &plaintext)
     }
 
-    fn decrypt(value: &Sealed<'_>, privilege: Privilege) -> Result<Buffer, Error> {
+    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error> {
         decrypt(value, privilege, Shape::Varlena)
     }
 }
 
-fn decrypt(value: &Sealed<'_>, privilege: Privilege, shape: Shape) -> Result<Buffer, Error> {
+fn decrypt(
+    value: &Sealed<'_>,
+    privilege: Option<Privilege>,
+    shape: Shape,
+) -> Result<Buffer, Error> {
     let kind = value.header().kind;
     if kind == PlaintextKind::Bytea {
         return Err(Error::ValueOfOtherType { expected: EncryptedText::NAME });
@@ -50,7 +54,7 @@ sql_function! {
         if session::is_decoding() {
             return Ok(pg_sys::Datum::from(palloc_cstring(&armored(stored)?)));
         }
-        Ok(decrypt(&parse(stored)?, Privilege::Decrypt, Shape::CString)?.datum())
+        Ok(decrypt(&parse(stored)?, Some(Privilege::Decrypt), Shape::CString)?.datum())
     }
 }
 
@@ -81,7 +85,7 @@ sql_function! {
         if session::is_decoding() {
             return send(armored(stored)?.as_bytes());
         }
-        let text = decrypt(&parse(stored)?, Privilege::Decrypt, Shape::Varlena)?;
+        let text = decrypt(&parse(stored)?, Some(Privilege::Decrypt), Shape::Varlena)?;
         let sent = send(text.bytes())?;
         text.free();
         Ok(sent)
@@ -165,7 +169,7 @@ sql_function! {
 }
 
 fn decrypt_argument(call: &Call) -> Result<Buffer, Error> {
-    EncryptedText::decrypt(&parse(call.varlena(0))?, Privilege::Decrypt)
+    EncryptedText::decrypt(&parse(call.varlena(0))?, Some(Privilege::Decrypt))
 }
 
 /// `bpchartruelen` of `src/backend/utils/adt/varchar.c`.

@@ -19,6 +19,7 @@
 //! | [`breaker`] | how a provider that keeps failing is left alone |
 //! | [`call`] | calls over a network: bounded, cancellable, off the calling thread |
 //! | [`material`] | what is made of a version's bytes: ciphers and subkeys |
+//! | [`digest`] | keyed digests of plaintexts: what indexes hold |
 //! | [`cache`] | the keys that a process has fetched |
 //! | [`refresh`] | fetches keys again before they expire |
 //! | [`secret`] | memory that is locked, left out of core dumps and wiped |
@@ -35,6 +36,7 @@ pub mod cache;
 pub mod call;
 pub mod command;
 pub mod configured;
+pub mod digest;
 pub mod file;
 pub mod gcp_kms;
 mod http;

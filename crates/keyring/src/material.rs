@@ -2,6 +2,7 @@
 
 use envelope::{DataKey, KeyCipher};
 
+use crate::digest::DigestKey;
 use crate::secret::Secret;
 use crate::version::Subkey;
 
@@ -11,7 +12,7 @@ pub struct KeyMaterial {
     /// The cipher of its values.
     pub values: Secret<KeyCipher>,
     /// The key of the digests in indexes; only the database key has one.
-    pub digest: Option<Secret<DataKey>>,
+    pub digest: Option<Secret<DigestKey>>,
     /// The key of the lifecycle log; only the database key has one.
     pub log: Option<Secret<DataKey>>,
 }
@@ -28,7 +29,7 @@ impl KeyMaterial {
     pub fn of_database_key(key: &DataKey) -> Self {
         Self {
             values: Secret::new(KeyCipher::new(&Subkey::Transit.derive(key))),
-            digest: Some(Secret::new(Subkey::Digest.derive(key))),
+            digest: Some(Secret::new(DigestKey::new(&Subkey::Digest.derive(key)))),
             log: Some(Secret::new(Subkey::Log.derive(key))),
         }
     }
@@ -37,8 +38,9 @@ impl KeyMaterial {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         let Self { values, digest, log } = self;
-        let is_locked = |key: &Option<Secret<DataKey>>| key.as_ref().is_none_or(Secret::is_locked);
-        Secret::is_locked(values) && is_locked(digest) && is_locked(log)
+        Secret::is_locked(values)
+            && digest.as_ref().is_none_or(Secret::is_locked)
+            && log.as_ref().is_none_or(Secret::is_locked)
     }
 }
 
@@ -47,6 +49,7 @@ mod tests {
     use envelope::{Header, KeyName, KeyVersion, NonceSource, OVERHEAD, PlaintextKind, Sealed};
 
     use super::*;
+    use crate::digest::{Class, DigestInput, Form};
 
     /// What one cipher seals another opens only if they are of the same key.
     fn opens(one: &KeyCipher, other: &KeyCipher) -> bool {
@@ -72,8 +75,11 @@ mod tests {
         let database = KeyMaterial::of_database_key(&key);
         assert!(opens(&database.values, &KeyCipher::new(&Subkey::Transit.derive(&key))));
         assert!(!opens(&database.values, &KeyCipher::new(&key)));
+        let input =
+            DigestInput { class: Class::Text, form: Form::AsIs, domain: b"", bytes: b"hello" };
         let digest = database.digest.as_ref().unwrap();
-        assert_eq!(digest.expose(), Subkey::Digest.derive(&key).expose());
+        let expected = DigestKey::new(&Subkey::Digest.derive(&key));
+        assert_eq!(digest.digest(&input), expected.digest(&input));
         let log = database.log.as_ref().unwrap();
         assert_eq!(log.expose(), Subkey::Log.derive(&key).expose());
 

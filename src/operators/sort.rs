@@ -1,0 +1,255 @@
+//! Sort support (`src/include/utils/sortsupport.h`): what makes a sort decrypt each value once, and
+//! not at every comparison.
+//!
+//! A sort asks once a value for an *abbreviated key* and compares these, and then, where they are
+//! equal, the values. Here the abbreviated key is the whole plaintext: a pointer to it, the same one for
+//! equal plaintexts, since PostgreSQL takes values with different abbreviated keys for different.
+//! Plaintexts are kept for as long as `work_mem` has room for them; values for which there was none, and
+//! those that are read back from a temporary file, are decrypted when they are compared, and kept as
+//! long as there is room.
+
+use std::cmp::Ordering;
+use std::ffi::c_int;
+
+use pgrx::pg_sys;
+
+use super::Comparable;
+use super::plaintexts::{Plaintexts, decrypt};
+use crate::catalog::Privilege;
+use crate::fmgr::{run_callback, sql_function};
+use crate::pg;
+use crate::types::{EncryptedBytea, EncryptedText};
+use crate::varlena::Varlena;
+
+sql_function! {
+    /// `encrypted_text_sortsupport(internal) RETURNS void`: procedure 2 of the btree operator class.
+    fn encrypted_text_sortsupport(call) {
+        set_up::<EncryptedText>(call.datum(0).cast_mut_ptr());
+        Ok(pg_sys::Datum::from(0usize))
+    }
+}
+
+sql_function! {
+    /// `encrypted_bytea_sortsupport(internal) RETURNS void`
+    fn encrypted_bytea_sortsupport(call) {
+        set_up::<EncryptedBytea>(call.datum(0).cast_mut_ptr());
+        Ok(pg_sys::Datum::from(0usize))
+    }
+}
+
+/// What a sort keeps. Plain data, in the sort's memory context.
+#[repr(C)]
+struct Kept {
+    /// What abbreviated keys point to.
+    abbreviated: Interned,
+    /// Those of values that are compared without.
+    others: *mut Plaintexts,
+}
+
+/// The least that a value and its plaintext take, in bytes.
+const SMALLEST: usize = 128;
+
+fn set_up<T: Comparable>(sort: pg_sys::SortSupport) {
+    // SAFETY: PostgreSQL passes the sort that it is about to begin, whose context lives as long. The
+    // callbacks have the signatures that it calls them with.
+    unsafe {
+        let limit_bytes = usize::try_from(pg_sys::work_mem).unwrap_or(64) * 1024;
+        let slots = (limit_bytes / SMALLEST).next_power_of_two();
+        let context = pg_sys::AllocSetContextCreateInternal(
+            (*sort).ssup_cxt,
+            c"encryption_ext sort".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as pg_sys::Size,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as pg_sys::Size,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
+        );
+        let others = Plaintexts::new(
+            (*sort).ssup_cxt,
+            slots.clamp(Plaintexts::FIRST_SLOTS, 1 << 20),
+            limit_bytes,
+        );
+        let kept = pg_sys::MemoryContextAlloc((*sort).ssup_cxt, size_of::<Kept>()).cast::<Kept>();
+        let abbreviated = Interned::new(context, limit_bytes);
+        kept.write(Kept { abbreviated, others });
+        (*sort).ssup_extra = kept.cast();
+        (*sort).comparator = Some(compare::<T>);
+        // Under another collation equal values have different plaintexts.
+        if (*sort).abbreviate && T::is_equality_of_bytes((*sort).ssup_collation) {
+            (*sort).abbrev_full_comparator = Some(compare::<T>);
+            (*sort).comparator = Some(compare_abbreviated::<T>);
+            (*sort).abbrev_converter = Some(abbreviate::<T>);
+            (*sort).abbrev_abort = Some(never_abort);
+        }
+    }
+}
+
+/// The abbreviated key of a value: where its plaintext is, or 0 if there was no room for it.
+unsafe extern "C-unwind" fn abbreviate<T: Comparable>(
+    value: pg_sys::Datum,
+    sort: pg_sys::SortSupport,
+) -> pg_sys::Datum {
+    // SAFETY: PostgreSQL calls, and this frame holds nothing with a destructor. The datum is a value of
+    // the type that is sorted; `set_up` has made what is kept.
+    unsafe {
+        run_callback(|| {
+            let kept = &mut *(*sort).ssup_extra.cast::<Kept>();
+            let stored = Varlena::detoast(value);
+            let plaintext = decrypt::<T>(stored, Privilege::Decrypt)?;
+            let interned = kept.abbreviated.intern(plaintext.base.with_header());
+            plaintext.free();
+            stored.free_if_copy(value);
+            Ok(pg_sys::Datum::from(interned))
+        })
+    }
+}
+
+/// Compares abbreviated keys. Equal means that the values are to be compared.
+unsafe extern "C-unwind" fn compare_abbreviated<T: Comparable>(
+    left: pg_sys::Datum,
+    right: pg_sys::Datum,
+    sort: pg_sys::SortSupport,
+) -> c_int {
+    if left.value() == 0 || right.value() == 0 {
+        return Ordering::Equal as c_int;
+    }
+    // SAFETY: as in `abbreviate`, which returned the datums: plaintexts that live as long as the sort.
+    unsafe {
+        run_callback(|| {
+            let (left, right) =
+                (Varlena::at(left.cast_mut_ptr()), Varlena::at(right.cast_mut_ptr()));
+            Ok(T::order(left, right, (*sort).ssup_collation) as c_int)
+        })
+    }
+}
+
+/// Compares values.
+unsafe extern "C-unwind" fn compare<T: Comparable>(
+    left: pg_sys::Datum,
+    right: pg_sys::Datum,
+    sort: pg_sys::SortSupport,
+) -> c_int {
+    // SAFETY: as in `abbreviate`.
+    unsafe {
+        run_callback(|| {
+            let kept = &mut *(*sort).ssup_extra.cast::<Kept>();
+            let values = [Varlena::detoast(left), Varlena::detoast(right)];
+            let (l, r) = (*kept.others).find_or_decrypt_both::<T>(
+                values[0],
+                values[1],
+                Privilege::Decrypt,
+            )?;
+            let order = T::order(l.base, r.base, (*sort).ssup_collation);
+            l.free();
+            r.free();
+            values[0].free_if_copy(left);
+            values[1].free_if_copy(right);
+            Ok(order as c_int)
+        })
+    }
+}
+
+/// The values are to be decrypted in any case, so abbreviated keys are never a loss.
+unsafe extern "C-unwind" fn never_abort(_: c_int, _: pg_sys::SortSupport) -> bool {
+    false
+}
+
+/// Copies of byte strings, each once: equal ones have one address. An open-addressing hash table of
+/// plain data.
+#[repr(C)]
+struct Interned {
+    context: pg_sys::MemoryContext,
+    /// Where copies are, or null.
+    slots: *mut *mut u8,
+    /// The number of slots, a power of two, less one.
+    mask: usize,
+    count: usize,
+    used_bytes: usize,
+    limit_bytes: usize,
+}
+
+impl Interned {
+    const FIRST_SLOTS: usize = 256;
+
+    /// An empty table for at most `limit_bytes`, in a live memory context.
+    unsafe fn new(context: pg_sys::MemoryContext, limit_bytes: usize) -> Self {
+        Self {
+            context,
+            // SAFETY: the caller's promise.
+            slots: unsafe { empty_slots(context, Self::FIRST_SLOTS) },
+            mask: Self::FIRST_SLOTS - 1,
+            count: 0,
+            used_bytes: 0,
+            limit_bytes,
+        }
+    }
+
+    /// The copy of a value, given with its length word, or null if it has none and there is no room: the
+    /// same for equal values, from the first call to the last.
+    fn intern(&mut self, value: &[u8]) -> *mut u8 {
+        let slot = self.find(value);
+        // SAFETY: `find` returns the number of a slot.
+        let found = unsafe { *self.slots.add(slot) };
+        // Full once, full for good: a value that found no room finds none later.
+        if !found.is_null() || self.used_bytes >= self.limit_bytes {
+            return found;
+        }
+        self.used_bytes += value.len() + size_of::<*mut u8>();
+        // SAFETY: the context is live; the memory has room for the value, which lies elsewhere.
+        let copy = unsafe {
+            let copy = pg_sys::MemoryContextAllocHuge(self.context, value.len()).cast::<u8>();
+            copy.copy_from_nonoverlapping(value.as_ptr(), value.len());
+            *self.slots.add(slot) = copy;
+            copy
+        };
+        self.count += 1;
+        if self.count > self.mask / 2 {
+            self.grow();
+        }
+        copy
+    }
+
+    /// The slot that a value is in, or would be.
+    fn find(&self, value: &[u8]) -> usize {
+        let mut slot = pg::hash_any(value) as usize & self.mask;
+        loop {
+            // SAFETY: `slot` is below the number of slots; what one points to is a copy of a value. There
+            // is an empty slot, since no more than half are full.
+            unsafe {
+                let copy = *self.slots.add(slot);
+                if copy.is_null() || Varlena::at(copy).with_header() == value {
+                    return slot;
+                }
+            }
+            slot = (slot + 1) & self.mask;
+        }
+    }
+
+    fn grow(&mut self) {
+        let former_len = self.mask + 1;
+        // SAFETY: the slots are `former_len` in number, and freed when they have been read.
+        unsafe {
+            let former =
+                std::mem::replace(&mut self.slots, empty_slots(self.context, former_len * 2));
+            self.mask = former_len * 2 - 1;
+            for &copy in std::slice::from_raw_parts(former, former_len) {
+                if !copy.is_null() {
+                    let slot = self.find(Varlena::at(copy).with_header());
+                    *self.slots.add(slot) = copy;
+                }
+            }
+            pg_sys::pfree(former.cast());
+        }
+    }
+}
+
+/// # Safety
+///
+/// `context` is a live memory context.
+unsafe fn empty_slots(context: pg_sys::MemoryContext, len: usize) -> *mut *mut u8 {
+    // SAFETY: the caller's promise; null pointers are zeroes.
+    unsafe {
+        let bytes = len * size_of::<*mut u8>();
+        let slots = pg_sys::MemoryContextAllocHuge(context, bytes).cast::<*mut u8>();
+        slots.write_bytes(0, len);
+        slots
+    }
+}
