@@ -4396,8 +4396,14 @@ BEGIN
                 in_use := in_use || format(E'\n%s by %s %s', found.finding, found.object,
                                            coalesce('(' || found.number_of_rows || ' rows)', ''));
             ELSIF found.finding = 'proved unused' THEN
-                PERFORM @extschema@.enc_disable_key_version(name, old);
-                RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
+                BEGIN
+                    PERFORM @extschema@.enc_disable_key_version(name, old);
+                    RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
+                EXCEPTION WHEN SQLSTATE 'KE018' THEN
+                    RAISE WARNING USING MESSAGE = format(
+                            'version %s of key "%s" encrypts nothing any more, but makes the digests in indexes', old, name),
+                        HINT = 'Move the digests with enc_rotate_digest(), and disable it then.';
+                END;
             END IF;
         END LOOP;
         COMMIT;
@@ -4405,7 +4411,7 @@ BEGIN
         PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
     END LOOP;
     IF in_use <> '' THEN
-        RAISE EXCEPTION USING ERRCODE = 'KE108',
+        RAISE EXCEPTION USING ERRCODE = 'KE107',
             MESSAGE = format('old versions of key "%s" are still in use, and were not disabled', name),
             DETAIL = 'Versions ' || array_to_string(olds, ', ') || ':' || in_use,
             HINT = 'Remove the cause, and repeat the call with new_version => false.';

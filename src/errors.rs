@@ -700,7 +700,7 @@ impl Error {
                 .hint("Commit first, and call it in a READ COMMITTED transaction.")
             }
             Self::KeyVersionMayBeUsed { key, version } => Description::new(
-                "KE106",
+                "KE105",
                 format!("version {version} of key \"{key}\" has not been proved to be unused"),
             )
             .detail("The proof must be newer than the moment at which the version stopped being active.")
@@ -710,7 +710,7 @@ impl Error {
                  with accept_data_loss => true.",
             ),
             Self::KeyVersionInGrace { key, version, until } => Description::new(
-                "KE107",
+                "KE106",
                 format!("version {version} of key \"{key}\" is kept until {until}"),
             )
             .detail("The grace period is for backups, standbys and clients that still need the version.")

@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 
 use crate::errors::Error;
 use crate::pg;
+use crate::types::identity;
 
 /// Where encrypted values are in the values of a type.
 pub(super) enum Shape {
@@ -383,34 +384,18 @@ unsafe fn range_subtype(type_id: pg_sys::Oid) -> pg_sys::Oid {
     }
 }
 
-/// Which of our types it is, if any: the one whose input function is this library's.
+/// Which of our types it is, if any. Of the two, `encrypted_text` alone has a collation.
 ///
 /// # Safety
 ///
 /// The type exists.
 unsafe fn encrypted_type(type_id: pg_sys::Oid) -> Option<Base> {
-    /// `FirstNormalObjectId` of `src/include/access/transam.h`.
-    const FIRST_NORMAL: u32 = 16384;
-    if type_id.to_u32() < FIRST_NORMAL {
+    if !identity::is_encrypted(type_id) {
         return None;
     }
-    // Declared as PostgreSQL sees them: what is compared is where a function is.
-    unsafe extern "C-unwind" {
-        fn encrypted_text_in(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
-        fn encrypted_bytea_in(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
-    }
-    let mut input = pg_sys::InvalidOid;
-    let mut element = pg_sys::InvalidOid;
-    let mut function = pg_sys::FmgrInfo::default();
-    // SAFETY: the caller's promise; the description is made in the current memory context.
-    unsafe {
-        pg_sys::getTypeInputInfo(type_id, &raw mut input, &raw mut element);
-        pg_sys::fmgr_info(input, &raw mut function);
-    }
-    let address = function.fn_addr? as *const ();
-    match address {
-        _ if address == encrypted_text_in as *const () => Some(Base::Text),
-        _ if address == encrypted_bytea_in as *const () => Some(Base::Bytea),
-        _ => None,
+    // SAFETY: the caller's promise; a look-up in a system cache.
+    match unsafe { pg_sys::get_typcollation(type_id) } {
+        pg_sys::InvalidOid => Some(Base::Bytea),
+        _ => Some(Base::Text),
     }
 }

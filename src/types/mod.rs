@@ -2,7 +2,7 @@
 
 mod bytea;
 pub(crate) mod encoding;
-mod identity;
+pub(crate) mod identity;
 mod modifier;
 mod text;
 

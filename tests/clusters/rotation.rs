@@ -625,7 +625,7 @@ fn a_version_ends_when_it_is_proved_to_be_unused() {
             Some("not proved: version 1 of key \"k\" ".to_owned())
         ]
     );
-    let _ = session.fails("SELECT enc_destroy_key_version('k', 1)", "KE106");
+    let _ = session.fails("SELECT enc_destroy_key_version('k', 1)", "KE105");
     session.run("CALL enc_rotate_all('k')");
 
     // A transaction that is older, and may still write.
@@ -636,7 +636,7 @@ fn a_version_ends_when_it_is_proved_to_be_unused() {
         found[0].as_ref().unwrap().starts_with("unproved: transaction of process"),
         "{found:?}"
     );
-    let _ = session.fails("SELECT enc_destroy_key_version('k', 1, grace_period => '0')", "KE106");
+    let _ = session.fails("SELECT enc_destroy_key_version('k', 1, grace_period => '0')", "KE105");
     old.run("COMMIT");
     assert_eq!(session.texts(verify), [Some("proved unused: version 1 of key \"k\" ".to_owned())]);
     let _ = session.fails(
@@ -646,10 +646,10 @@ fn a_version_ends_when_it_is_proved_to_be_unused() {
     session.run("ROLLBACK");
 
     // Every exception from the proof: the grace period, a use after it, the active version.
-    let _ = session.fails("SELECT enc_destroy_key_version('k', 1)", "KE107");
+    let _ = session.fails("SELECT enc_destroy_key_version('k', 1)", "KE106");
     let _ = session.fails("SELECT enc_destroy_key_version('k', 2)", "KE011");
     session.run("SELECT enc_activate_key_version('k', 1), enc_activate_key_version('k', 2)");
-    let _ = session.fails("SELECT enc_destroy_key_version('k', 1, grace_period => '0')", "KE106");
+    let _ = session.fails("SELECT enc_destroy_key_version('k', 1, grace_period => '0')", "KE105");
     let _ = session.texts(verify);
     session.run("SELECT enc_destroy_key_version('k', 1, grace_period => '0')");
     session.run("SELECT enc_destroy_key_version('k', 1)");
@@ -693,7 +693,7 @@ fn an_emergency_rotation_disables_the_old_versions() {
     // While something still may use them, they stay.
     let mut old = connect(&cluster);
     old.run("BEGIN; SELECT 1");
-    let error = session.fails("CALL enc_emergency_rotate('k', workers => 2, wait => '0')", "KE108");
+    let error = session.fails("CALL enc_emergency_rotate('k', workers => 2, wait => '0')", "KE107");
     assert!(error.detail().unwrap().contains("transaction of process"), "{error:?}");
     assert_rotated(&mut session, 20_000);
     let states = "SELECT string_agg(concat(version, ' ', state), ', ' ORDER BY version) FROM enc_key_versions WHERE name = 'k'";
