@@ -108,7 +108,8 @@ def migration():
     with connection.schema_editor() as editor:
         editor.create_model(Member)
     try:
-        with connection.schema_editor() as editor:
+        # Without a transaction, which the schema editor would leave open.
+        with connection.schema_editor(atomic=False) as editor:
             editor.create_model(Ordered)
     except DatabaseError as error:
         same(error.__cause__.sqlstate, "KE032")
