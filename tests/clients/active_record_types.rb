@@ -1,5 +1,5 @@
-# The types for Active Record, as docs/clients.md has them: what is encrypted is read and written as text and
-# bytea are. Without it each table draws a warning of unknown OIDs, and bytes arrive as the string \x….
+# The types for Active Record, to be copied into an application (docs/clients.md): what is encrypted is read
+# and written as text and bytea are. Without it each table draws a warning of unknown OIDs, and bytes arrive as the string \x….
 #
 # Their names are their own, and not :text and :binary: with those schema.rb would declare plain columns.
 

@@ -1,4 +1,4 @@
-"""The fields for Django, as docs/clients.md has them."""
+"""The fields for Django, to be copied into an application: see docs/clients.md."""
 
 from django.db import models
 

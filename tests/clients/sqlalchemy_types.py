@@ -1,4 +1,4 @@
-"""The types for SQLAlchemy, as docs/clients.md has them."""
+"""The types for SQLAlchemy, to be copied into an application: see docs/clients.md."""
 
 from sqlalchemy import cast
 from sqlalchemy.dialects.postgresql import BYTEA, base
