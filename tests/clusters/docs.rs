@@ -37,6 +37,11 @@ fn examples_of_the_reference() {
 }
 
 #[test]
+fn examples_of_the_clients() {
+    run_examples("examples_of_the_clients", "docs/clients.md", FILE);
+}
+
+#[test]
 fn examples_of_the_providers() {
     run_examples("examples_of_the_providers", "docs/providers.md", FILE);
 }
