@@ -176,12 +176,14 @@ fn reference_lists_the_functions() {
     let documented = reference
         .lines()
         .flat_map(|line| line.split('`').skip(1).step_by(2))
-        .filter(|code| code.contains(" RETURNS "))
+        .filter(|code| code.contains(" RETURNS ") || code.starts_with("CALL "))
         .map(str::to_owned);
     let existing = rows(
         &mut connect(&cluster),
-        "SELECT CASE nspname WHEN 'public' THEN '' ELSE nspname || '.' END || proname || '('
-                || pg_get_function_arguments(f.oid) || ') RETURNS ' || pg_get_function_result(f.oid)
+        "SELECT CASE prokind WHEN 'p' THEN 'CALL ' ELSE '' END
+                || CASE nspname WHEN 'public' THEN '' ELSE nspname || '.' END || proname || '('
+                || regexp_replace(pg_get_function_arguments(f.oid), '(^|, )IN ', '\\1', 'g') || ')'
+                || CASE prokind WHEN 'p' THEN '' ELSE ' RETURNS ' || pg_get_function_result(f.oid) END
            FROM pg_proc f JOIN pg_namespace n ON n.oid = pronamespace
           WHERE f.oid IN (SELECT objid FROM member WHERE classid = 'pg_proc'::regclass)",
     );
@@ -205,7 +207,8 @@ fn reference_lists_views_and_tables_with_their_columns() {
                 || attname || ' ' || format_type(atttypid, atttypmod)
            FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
            JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-          WHERE c.oid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)",
+          WHERE c.oid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)
+            AND relkind <> 'S'",
     );
     assert_same(documented, existing);
 }
@@ -359,7 +362,9 @@ fn what_users_see_has_comments() {
         "SELECT concat(obj_description(objid, classid::regclass::name) IS NOT NULL, ' ',
                        pg_describe_object(classid, objid, 0))
            FROM member
-          WHERE classid IN ('pg_type'::regclass, 'pg_class'::regclass)
+          WHERE classid = 'pg_type'::regclass
+             OR classid = 'pg_class'::regclass
+                AND objid NOT IN (SELECT oid FROM pg_class WHERE relkind = 'S')
              OR classid = 'pg_proc'::regclass
                 AND objid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace = 'encryption'::regnamespace)
                 AND objid NOT IN (SELECT castfunc FROM pg_cast)
