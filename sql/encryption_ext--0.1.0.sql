@@ -1780,7 +1780,7 @@ SELECT job.job_id AS job,
        ranges.step,
        done.rows AS rows_done,
        greatest(job.rows_total, done.rows) AS rows_total,
-       coalesce(job.rows_damaged, 0) + coalesce(ranges.rows_damaged, 0) AS rows_damaged,
+       coalesce(nullif(ranges.rows_damaged, 0), job.rows_damaged) AS rows_damaged,
        ranges.blocks_done,
        ranges.blocks_total,
        CASE WHEN job.state = 'completed' THEN 100
@@ -1797,10 +1797,10 @@ SELECT job.job_id AS job,
   FROM encryption.job
   LEFT JOIN LATERAL (
         SELECT max(r.step) AS step,
-               sum(r.rows_done) FILTER (WHERE r.step = 'walk') AS rows_done,
-               sum(r.rows_damaged) AS rows_damaged,
-               sum(r.next_block - r.first_block) AS blocks_done,
-               sum(r.end_block - r.first_block) AS blocks_total,
+               sum(r.rows_done) FILTER (WHERE r.step = 'walk')::bigint AS rows_done,
+               sum(r.rows_damaged)::bigint AS rows_damaged,
+               sum(r.next_block - r.first_block)::bigint AS blocks_done,
+               sum(r.end_block - r.first_block)::bigint AS blocks_total,
                max(r.changed_at) AS changed_at,
                count(DISTINCT r.worker) FILTER (
                    WHERE r.changed_at > clock_timestamp() - interval '1 minute'
@@ -2023,7 +2023,7 @@ BEGIN
         END IF;
 
         -- A value that can't be decrypted: which, and what else there is to be rotated.
-        IF outcome = 'error' AND (code LIKE 'KE04_' OR code IN ('KE003', 'KE006', 'KE009')) THEN
+        IF outcome = 'error' AND (code BETWEEN 'KE040' AND 'KE049' OR code IN ('KE003', 'KE006', 'KE009')) THEN
             BEGIN
                 IF work.step = 'check' THEN
                     EXECUTE encryption.count_outdated_query(tables, sound) INTO held_back;
@@ -4070,6 +4070,8 @@ SELECT catalog.relname AS catalog, tree.attname AS column_name,
   LEFT JOIN pg_attribute relation_id ON relation_id.attrelid = catalog.oid
                                     AND relation_id.attname IN ('indexrelid', 'partrelid')
  WHERE catalog.relnamespace = 'pg_catalog'::regnamespace AND catalog.relkind = 'r';
+COMMENT ON VIEW encryption.constant_place IS 'columns of system catalogs that may have encrypted constants';
+GRANT SELECT ON encryption.constant_place TO PUBLIC;
 
 CREATE FUNCTION encryption.constants_under(key_id integer, OUT version integer, OUT object text)
     RETURNS SETOF record
@@ -4266,6 +4268,7 @@ BEGIN
         earlier := ARRAY(
             SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
              WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid()
+               AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
                AND (a.datid IS NULL OR a.datid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())));
         LOOP
             earlier := ARRAY(

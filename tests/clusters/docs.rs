@@ -228,7 +228,8 @@ fn reference_lists_views_and_tables_with_their_columns() {
                 || attname || ' ' || format_type(atttypid, atttypmod)
            FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
            JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-          WHERE c.oid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)",
+          WHERE c.oid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)
+            AND relkind <> 'S'",
     );
     assert_same(documented, existing);
 }
@@ -388,7 +389,9 @@ fn what_users_see_has_comments() {
         "SELECT concat(obj_description(objid, classid::regclass::name) IS NOT NULL, ' ',
                        pg_describe_object(classid, objid, 0))
            FROM member
-          WHERE classid IN ('pg_type'::regclass, 'pg_class'::regclass)
+          WHERE classid = 'pg_type'::regclass
+             OR classid = 'pg_class'::regclass
+                AND objid NOT IN (SELECT oid FROM pg_class WHERE relkind = 'S')
              OR classid = 'pg_proc'::regclass
                 AND objid NOT IN (SELECT oid FROM pg_proc WHERE pronamespace = 'encryption'::regnamespace)
                 AND objid NOT IN (SELECT castfunc FROM pg_cast)
