@@ -315,14 +315,15 @@ impl Column {
             Kind::Bpchar if self.modifier >= 0 => Some(pg_sys::bpchar as unsafe fn(_) -> _),
             _ => None,
         };
-        // SAFETY: both take a text, a type modifier and whether the cast is explicit, and look at
-        // nothing else of the call.
         let value = match coerce {
-            Some(coerce) => unsafe {
-                pgrx::fcinfo::direct_function_call_as_datum(coerce, &arguments)
-                    .ok_or(Error::Internal { what: "a length coercion returned null" })?
-            },
             None => value,
+            Some(coerce) => {
+                // SAFETY: both take a text, a type modifier and whether the cast is explicit, and
+                // look at nothing else of the call.
+                let coerced =
+                    unsafe { pgrx::fcinfo::direct_function_call_as_datum(coerce, &arguments) };
+                coerced.ok_or(Error::Internal { what: "a length coercion returned null" })?
+            }
         };
         // SAFETY: the value is of the domain's base type; nothing is kept for a further check.
         unsafe {

@@ -1,7 +1,7 @@
 //! Migration of columns between plaintext and encrypted: applications write meanwhile, servers crash
 //! at any moment, and what depends on the column comes along or is refused.
 
-#![expect(clippy::unwrap_used, reason = "tests panic")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests panic")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
