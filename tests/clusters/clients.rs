@@ -54,7 +54,7 @@ fn sqlalchemy() {
 
 #[test]
 fn django() {
-    python_client("django", &["migration"]);
+    python_client("django", &["migration", "validation"]);
 }
 
 #[test]
