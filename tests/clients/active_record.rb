@@ -56,8 +56,9 @@ end
 def insert_and_select
   rows = [[3001, UNICODE, PHOTO], [3002, "", "".b], [3003, nil, nil]]
   rows.each { |id, email, photo| Person.create!(id: id, email: email, photo: photo) }
-  same Person.where("id > 3000").order(:id).map { |person| [person.id, person.email, person.photo] }, rows
-  same Person.columns_hash.slice("email", "photo").transform_values(&:type), 
+  found = Person.where("id > 3000").order(:id)
+  same found.map { |person| [person.id, person.email, person.photo] }, rows
+  same Person.columns_hash.slice("email", "photo").transform_values(&:type),
     {"email" => :encrypted_text, "photo" => :encrypted_bytea}
   person = Person.find(3001)
   same person.changed?, false
@@ -94,7 +95,8 @@ end
 def prepared
   (1..11).each { |n| same Person.find_by(email: "person#{n}@example.com").id, n }
   generic = Person.connection.select_value(
-    "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%\"email\" = $1%' AND generic_plans > 0")
+    "SELECT generic_plans FROM pg_prepared_statements
+      WHERE statement LIKE '%\"email\" = $1%' AND generic_plans > 0")
   same generic.to_i > 0, true
   ok "prepared statement"
 end

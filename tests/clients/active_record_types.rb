@@ -1,5 +1,6 @@
 # The types for Active Record, to be copied into an application (docs/clients.md): what is encrypted is read
-# and written as text and bytea are. Without it each table draws a warning of unknown OIDs, and bytes arrive as the string \x….
+# and written as text and bytea are. Without it a warning says that OIDs are unknown, and bytes arrive as the
+# string \x….
 #
 # Their names are their own, and not :text and :binary: with those schema.rb would declare plain columns.
 

@@ -5,9 +5,11 @@ import os
 import django
 from django.conf import settings
 from django.contrib.postgres.indexes import HashIndex
+from django.core.exceptions import ValidationError
 from django.db import DatabaseError, connection, models
 
-from behaviours import PHOTO, ROWS, ok, same
+from behaviours import ROWS, ok, same
+from django_fields import Digest, EncryptedBinaryField, EncryptedTextField, Folded
 
 settings.configure(
     DATABASES={"default": {
@@ -20,9 +22,6 @@ settings.configure(
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
 )
 django.setup()
-
-from django_fields import Digest, EncryptedBinaryField, EncryptedTextField, Folded  # noqa: E402
-
 
 class Person(models.Model):
     email = EncryptedTextField(key="user_pii", null=True)
@@ -41,13 +40,16 @@ class Member(models.Model):
     login = EncryptedTextField(key="user_pii")
     visits = models.IntegerField(default=1)
     login_digest = models.GeneratedField(
-        expression=Folded("login"), output_field=models.BinaryField(), db_persist=True, unique=True)
+        expression=Folded("login"), output_field=models.BinaryField(), db_persist=True)
     phone = EncryptedTextField(key="user_pii", null=True)
 
     class Meta:
         app_label = "clients"
         indexes = [HashIndex(fields=["phone"], name="member_phone")]
-        constraints = [models.UniqueConstraint(Digest("phone"), name="member_phone_digest")]
+        constraints = [
+            models.UniqueConstraint(fields=["login_digest"], name="member_login"),
+            models.UniqueConstraint(Digest("phone"), name="member_phone_digest"),
+        ]
 
 
 class Ordered(models.Model):
@@ -71,6 +73,7 @@ def main():
     ok("IN")
     migration()
     upserts()
+    validation()
     denied()
 
 
@@ -125,6 +128,20 @@ def upserts():
             update_fields=["visits"])
     same(list(Member.objects.values_list("login", "visits")), [("Alice", 2)])
     ok("upsert on a column")
+
+
+def validation():
+    """Constraints on digests are found to be violated before anything is stored."""
+    Member.objects.update(phone="+491")
+    Member(login="Bob", phone="+492").full_clean()
+    for member in (Member(login="aLICE", phone="+492"), Member(login="Bob", phone="+491")):
+        try:
+            member.full_clean()
+        except ValidationError:
+            pass
+        else:
+            raise AssertionError("a duplicate is valid")
+    ok("validation")
 
 
 def denied():

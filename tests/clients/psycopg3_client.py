@@ -76,6 +76,12 @@ def lists(connection):
     look_up(connection, "person_photo_hash", "photo = ANY(%s)", [b"\0\0\0\7", b"none"])
     ok("= ANY")
     look_up(connection, "person_phone_hash", "phone IN (%s, %s)", "+497", "+4901")
+    # What an index on digests serves instead.
+    look_up(connection, "person_email_digest",
+            "enc_digest(email) IN (enc_digest(%s), enc_digest(%s))", "person7@example.com", "none")
+    look_up(connection, "person_email_digest",
+            "id IN (SELECT p.id FROM unnest(%s::text[]) AS wanted JOIN person p ON p.email = wanted)",
+            ["person7@example.com", "none"])
     ok("IN")
 
 
@@ -105,7 +111,8 @@ def prepared(connection):
                                  (f"person{n}@example.com",), prepare=True).fetchone()
         same(row, (n,))
     statements = connection.execute(
-        "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%WHERE email = $1'").fetchall()
+        "SELECT generic_plans FROM pg_prepared_statements"
+        " WHERE statement LIKE '%WHERE email = $1'").fetchall()
     assert len(statements) == 1 and statements[0][0] > 0, statements
     ok("prepared statement")
 
@@ -127,7 +134,8 @@ def copy(connection):
                 copy.set_types(["int8", "text", "bytea"])
             for row in rows:
                 copy.write_row(row)
-        query = sql.SQL("COPY (SELECT id, email, photo FROM person WHERE id = ANY({}) ORDER BY id) TO STDOUT (FORMAT {})")
+        query = sql.SQL("COPY (SELECT id, email, photo FROM person WHERE id = ANY({}) ORDER BY id)"
+                        " TO STDOUT (FORMAT {})")
         with cursor.copy(query.format(list(ids), sql.SQL(form))) as copy:
             copy.set_types(["int8", "text", "bytea"])
             found = list(copy.rows())

@@ -1,11 +1,7 @@
 //! The clients that applications use, each through its own kinds of parameters and results. The
 //! programs in `tests/clients` say what they have seen; `docs/clients.md` tells what it takes.
 
-#![expect(
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test learns by a panic what it expected in vain"
-)]
+#![expect(clippy::unwrap_used, reason = "tests panic")]
 
 use std::error::Error;
 use std::fs;
@@ -54,7 +50,7 @@ fn sqlalchemy() {
 
 #[test]
 fn django() {
-    python_client("django", &["migration"]);
+    python_client("django", &["migration", "validation"]);
 }
 
 #[test]
