@@ -236,7 +236,7 @@ CREATE TABLE encryption.version_proof (
     findings    jsonb       NOT NULL,
     verified_by name        NOT NULL,
     verified_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version ON DELETE CASCADE
 );
 COMMENT ON TABLE encryption.version_proof IS 'proofs that a version of a key is unused, and attempts at one';
 
@@ -4169,23 +4169,21 @@ BEGIN
             END LOOP;
             CONTINUE;
         END IF;
-        -- Whole blocks are drawn, so what varies is the number of rows in a block: the margin is that
-        -- of 95 % for the mean of the sampled blocks, times the number of all.
+        -- Each block is drawn with the same probability, so that is what a count is divided by (the
+        -- Horvitz-Thompson estimator), and what varies is which blocks are drawn. The margin is that
+        -- of 95 %.
         method := 'estimated';
         blocks := pg_relation_size(part.table_id) / current_setting('block_size')::integer;
         CONTINUE WHEN blocks = 0;
-        share := least(100, 100.0 * sample_blocks / blocks);
+        share := least(1, sample_blocks / blocks);
         FOR version, number_of_rows, margin IN EXECUTE format(
-            'WITH sampled AS (
-                SELECT (t.ctid::text::point)[0] AS block, needed_version AS v FROM ONLY %1$s t TABLESAMPLE SYSTEM (%2$s), %3$s
-             ), per_block AS (
-                SELECT v, block, count(*) AS n FROM sampled WHERE v IS NOT NULL GROUP BY v, block
-             ), drawn AS (SELECT greatest(count(DISTINCT block), 1)::float8 AS m FROM sampled)
-             SELECT v, round(%4$s * sum(n) / m)::bigint,
-                    ceil(%4$s * 1.96 * sqrt(greatest(sum(n * n) - sum(n) ^ 2 / m, 0) / greatest(m - 1, 1) / m
-                                            * greatest(1 - m / %4$s, 0)))
-               FROM per_block, drawn GROUP BY v, m ORDER BY v',
-            part.table_id::regclass, share, versions, blocks)
+            'WITH per_block AS (
+                SELECT needed_version AS v, (t.ctid::text::point)[0] AS block, count(*)::float8 AS n
+                  FROM ONLY %1$s t TABLESAMPLE SYSTEM (%2$s), %3$s
+                 WHERE needed_version IS NOT NULL GROUP BY 1, 2)
+             SELECT v, round(sum(n) / %4$s), ceil(1.96 * sqrt((1 - %4$s) * sum(n ^ 2)) / %4$s)
+               FROM per_block GROUP BY v ORDER BY v',
+            part.table_id::regclass, 100 * share, versions, share)
         LOOP
             RETURN NEXT;
         END LOOP;
