@@ -546,24 +546,24 @@ UPDATE pg_catalog.pg_type SET typanalyze = 'encrypted_typanalyze(internal)'::reg
 ----------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION encrypted_text(encrypted_text, integer, boolean) RETURNS encrypted_text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_coerce';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_text_coerce';
 CREATE FUNCTION encrypted_text(text, integer, boolean) RETURNS encrypted_text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_from_text';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_text_from_text';
 CREATE FUNCTION encrypted_text(varchar, integer, boolean) RETURNS encrypted_text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_from_text';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_text_from_text';
 CREATE FUNCTION encrypted_text(bpchar, integer, boolean) RETURNS encrypted_text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_from_bpchar';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_text_from_bpchar';
 CREATE FUNCTION encrypted_text(name, integer, boolean) RETURNS encrypted_text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_from_name';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_text_from_name';
 
 CREATE FUNCTION encrypted_text_to_text(encrypted_text) RETURNS text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_text_to_varchar(encrypted_text) RETURNS varchar
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_to_text';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_text_to_text';
 CREATE FUNCTION encrypted_text_to_bpchar(encrypted_text) RETURNS bpchar
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME';
 CREATE FUNCTION encrypted_text_to_name(encrypted_text) RETURNS name
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME';
 
 CREATE CAST (encrypted_text AS encrypted_text)
     WITH FUNCTION encrypted_text(encrypted_text, integer, boolean) AS IMPLICIT;
@@ -587,11 +587,11 @@ CREATE CAST (encrypted_text AS name)
     WITH FUNCTION encrypted_text_to_name(encrypted_text);
 
 CREATE FUNCTION encrypted_bytea(encrypted_bytea, integer, boolean) RETURNS encrypted_bytea
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_bytea_coerce';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_bytea_coerce';
 CREATE FUNCTION encrypted_bytea(bytea, integer, boolean) RETURNS encrypted_bytea
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_bytea_from_bytea';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME', 'encrypted_bytea_from_bytea';
 CREATE FUNCTION encrypted_bytea_to_bytea(encrypted_bytea) RETURNS bytea
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 20 AS 'MODULE_PATHNAME';
 
 CREATE CAST (encrypted_bytea AS encrypted_bytea)
     WITH FUNCTION encrypted_bytea(encrypted_bytea, integer, boolean) AS IMPLICIT;
@@ -1463,11 +1463,11 @@ REVOKE EXECUTE ON FUNCTION enc_export_log(timestamptz, timestamptz) FROM PUBLIC;
 ----------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION enc_rotate(value encrypted_text) RETURNS encrypted_text
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_text_rotate';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 40 AS 'MODULE_PATHNAME', 'encrypted_text_rotate';
 COMMENT ON FUNCTION enc_rotate(encrypted_text) IS
     'the value under the active version of its key; itself if it already is';
 CREATE FUNCTION enc_rotate(value encrypted_bytea) RETURNS encrypted_bytea
-    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encrypted_bytea_rotate';
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 40 AS 'MODULE_PATHNAME', 'encrypted_bytea_rotate';
 COMMENT ON FUNCTION enc_rotate(encrypted_bytea) IS
     'the value under the active version of its key; itself if it already is';
 

@@ -108,6 +108,16 @@ EXECUTE planned;
 RESET ROLE;
 RESET enable_seqscan;
 
+-- Identical ciphertexts are equal without a key.
+CREATE TEMP TABLE pair (one encrypted_text('digests'), same encrypted_text('digests'), other encrypted_text('digests'));
+INSERT INTO pair SELECT one.email, one.email, other.email FROM people one, people other WHERE one.id = 1 AND other.id = 2;
+SELECT enc_disable_key_version('digests', 1, force => true);
+SELECT one = same AS same FROM pair;
+SELECT one = other AS same FROM pair;
+SELECT enc_enable_key_version('digests', 1);
+SELECT enc_activate_key_version('digests', 1);
+DROP TABLE pair;
+
 -- Rotating the database key leaves the digests; enc_rotate_digest() moves them.
 SELECT enc_rotate_digest();
 SELECT enc_rotate_digest();
