@@ -69,6 +69,26 @@ pub fn create_extension(cluster: &Cluster, database: &str) {
     session.run(RAW_CASTS);
 }
 
+/// Replaces a stopped cluster's data by a base backup of the primary, to follow it.
+///
+/// # Panics
+///
+/// If there can be none.
+pub fn copy(primary: &Cluster, standby: &Cluster) {
+    let data = standby.data_directory();
+    fs::remove_dir_all(&data).unwrap();
+    let target = standby.directory().join("base_backup");
+    // pg_basebackup runs as the primary's user, to whom the standby's folder belongs as well.
+    let output = primary
+        .command("pg_basebackup")
+        .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--pgdata"])
+        .arg(&target)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::rename(&target, &data).unwrap();
+}
+
 /// A superuser's session in [`DATABASE`].
 #[must_use]
 pub fn connect(cluster: &Cluster) -> Client {

@@ -4,7 +4,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -528,7 +527,7 @@ fn a_standby_sees_changes_at_once_and_makes_none() {
          INSERT INTO t VALUES (1, 'first')",
     );
     let mut standby = Cluster::builder(MAJOR).port(5433).create();
-    copy(&primary, &standby);
+    cluster_tests::copy(&primary, &standby);
     standby.start();
 
     const READ: &str = "SELECT v FROM t WHERE id = 1";
@@ -578,22 +577,6 @@ fn a_standby_sees_changes_at_once_and_makes_none() {
     admin.fails("BEGIN READ ONLY; SELECT enc_rotate_key('k')", "25006");
     admin.run("ROLLBACK");
     assert_eq!(fs::read(&keyring).unwrap(), before);
-}
-
-/// Replaces a stopped cluster's data by a base backup of the primary, to follow it.
-fn copy(primary: &Cluster, standby: &Cluster) {
-    let data = standby.data_directory();
-    fs::remove_dir_all(&data).unwrap();
-    let target = standby.directory().join("base_backup");
-    // pg_basebackup runs as the primary's user, to whom the standby's folder belongs as well.
-    let output: Output = primary
-        .command("pg_basebackup")
-        .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--pgdata"])
-        .arg(&target)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(&target, &data).unwrap();
 }
 
 /// Waits until the standby has replayed what the primary has written.
