@@ -1861,6 +1861,8 @@ DECLARE
     damaged        bigint;
     outcome        text;
     bad            record;
+    is_found       boolean;     -- whether table and column were there
+    renamed        integer := 0;
     -- The error that a batch ended with.
     code           text;
     message        text;
@@ -1871,7 +1873,7 @@ DECLARE
     session_rows   bigint := 0;
     told_at        timestamptz := clock_timestamp();
     outage_since   timestamptz;
-    pause          double precision;
+    pause          double precision := 0;   -- seconds, before the next batch
     done_at_check  bigint := -1;
     fruitless      integer := 0;
     all_damaged    bigint := 0;
@@ -1928,30 +1930,45 @@ BEGIN
         END;
     END IF;
 
+    -- Each turn is a transaction of its own.
+    <<turn>>
     LOOP
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         PERFORM encryption.begin_batch(lock_timeout, off_triggers);
-        SELECT * INTO work FROM encryption.claim_range(this_job, preferred);
-        IF work.job_state NOT IN ('running', 'paused') THEN
-            RAISE NOTICE 'rotation of %.% stopped: job % is %', table_name, column_name, this_job, work.job_state;
-            EXIT;
+        IF pause > 0 THEN
+            PERFORM pg_sleep(pause);
+            pause := 0;
+            CONTINUE;
+        END IF;
+        IF encryption.replica_lag() > pg_size_bytes(max_replica_lag) THEN
+            pause := 0.2;
+            CONTINUE;
+        END IF;
+        IF clock_timestamp() > told_at + interval '5 seconds' THEN
+            told_at := clock_timestamp();
+            SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
+            RAISE NOTICE 'rotation of %.%, job %: % of % rows, % rows/s, % left',
+                table_name, column_name, this_job, progress.rows_done, progress.rows_total,
+                progress.rows_per_second, progress.time_left;
         END IF;
 
+        SELECT * INTO work FROM encryption.claim_range(this_job, preferred);
+        EXIT WHEN work.job_state NOT IN ('running', 'paused');
         IF work.range_id IS NULL THEN
             IF work.others_work THEN
-                PERFORM pg_sleep(0.05);
+                pause := 0.05;
                 CONTINUE;
             END IF;
             BEGIN
-                IF work.last_step = 'walk' THEN
+                tables := ARRAY(SELECT encryption.tables_of(table_name));
+                IF work.last_step = 'walk' OR tables = '{}' THEN
                     PERFORM encryption.plan_ranges(this_job, 'check', ARRAY[table_name::oid]);
                 ELSE
-                    tables := ARRAY(SELECT encryption.tables_of(table_name));
                     PERFORM encryption.plan_ranges(this_job, 'walk', tables);
                 END IF;
             EXCEPTION WHEN lock_not_available THEN
-                PERFORM pg_sleep(0.1);
+                pause := 0.1;
             END;
             CONTINUE;
         END IF;
@@ -1963,13 +1980,16 @@ BEGIN
         outcome := 'done';
         began := clock_timestamp();
         BEGIN
+            is_found := false;
             present_name := encryption.rotatable_column(table_name, number);
+            is_found := true;
             IF work.range_id IS DISTINCT FROM preferred THEN
                 preferred := work.range_id;
                 -- A domain is looked into as arrays and composites are.
                 SELECT atttypid NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
                   INTO STRICT is_nested FROM pg_attribute WHERE attrelid = table_name AND attnum = number;
-                SELECT greatest(1, batch_size / greatest(1,
+                -- A first batch is small, as nobody knows yet how long it takes.
+                SELECT greatest(1, batch_size / 4 / greatest(1,
                            coalesce(nullif(reltuples, -1) / nullif(relpages, 0), 60)))::bigint
                   INTO batch_blocks FROM pg_class WHERE oid = work.table_id;
             END IF;
@@ -1987,6 +2007,11 @@ BEGIN
                 EXECUTE encryption.count_outdated_query(tables, outdated) INTO held_back;
             ELSE
                 last_block := least(work.next_block + batch_blocks, work.end_block);
+                -- A partition that was dropped has nothing left to be done.
+                IF NOT EXISTS (SELECT FROM pg_class WHERE oid = work.table_id) THEN
+                    PERFORM encryption.advance_range(work.range_id, work.end_block, 0, 0, 0);
+                    CONTINUE turn;
+                END IF;
                 place := format('ctid >= ''(%s,0)'' AND ctid < ''(%s,0)''', work.next_block, last_block);
                 EXECUTE format('UPDATE ONLY %s SET %I = %s WHERE %s AND %s',
                     work.table_id::regclass, present_name, rotated, place, outdated);
@@ -1999,6 +2024,12 @@ BEGIN
                 GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
                     detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
                 outcome := 'error';
+                -- A table or column that was renamed after its name was looked up.
+                IF code IN ('42P01', '42703') AND is_found AND renamed < 5 THEN
+                    renamed := renamed + 1;
+                    pause := 0.05;
+                    CONTINUE turn;
+                END IF;
         END;
 
         -- What nobody holds, without waiting; what is held is come back to in the next pass.
@@ -2063,8 +2094,7 @@ BEGIN
         PERFORM set_config('lock_timeout', '0', true);
         IF outcome = 'locked' THEN
             -- Somebody has locked the table.
-            COMMIT;
-            PERFORM pg_sleep(0.1);
+            pause := 0.1;
             CONTINUE;
         END IF;
 
@@ -2074,9 +2104,8 @@ BEGIN
                 outage_since := coalesce(outage_since, clock_timestamp());
                 PERFORM encryption.set_job_state(this_job, 'paused', message);
                 IF clock_timestamp() < outage_since + outage_timeout THEN
-                    COMMIT;
                     RAISE NOTICE 'rotation of %.% paused: %', table_name, column_name, message;
-                    PERFORM pg_sleep(least(1 + extract(epoch FROM clock_timestamp() - outage_since) / 4, 30));
+                    pause := least(1 + extract(epoch FROM clock_timestamp() - outage_since) / 4, 30);
                     CONTINUE;
                 END IF;
             ELSE
@@ -2087,6 +2116,7 @@ BEGIN
                 HINT = coalesce(nullif(hint, ''), 'Remove the cause and repeat the call: it goes on where it was.');
         END IF;
         outage_since := NULL;
+        renamed := 0;
         IF work.job_state = 'paused' THEN
             PERFORM encryption.set_job_state(this_job, 'running', NULL);
         END IF;
@@ -2099,7 +2129,6 @@ BEGIN
                 PERFORM encryption.set_job_state(this_job,
                     CASE WHEN all_damaged = 0 THEN 'completed' ELSE 'incomplete' END,
                     CASE WHEN all_damaged > 0 THEN progress.last_error END);
-                COMMIT;
                 EXIT;
             END IF;
             fruitless := CASE WHEN progress.rows_done = done_at_check THEN fruitless + 1 ELSE 0 END;
@@ -2108,12 +2137,10 @@ BEGIN
                 PERFORM encryption.set_job_state(this_job, 'incomplete', format(
                     '%s row(s) are locked by other sessions, or a trigger or rule keeps them from being changed',
                     held_back));
-                COMMIT;
                 EXIT;
             END IF;
-            COMMIT;
             IF fruitless > 0 THEN
-                PERFORM pg_sleep(least(0.05 * 2 ^ fruitless, 2));
+                pause := least(0.05 * 2 ^ fruitless, 2);
             END IF;
             CONTINUE;
         END IF;
@@ -2123,7 +2150,6 @@ BEGIN
             all_damaged := all_damaged + damaged;
             PERFORM encryption.set_job_state(this_job, 'running', message);
         END IF;
-        COMMIT;
         session_rows := session_rows + changed;
 
         -- Batches of the size that was asked for; and short ones, so that nobody who waits for a row
@@ -2134,24 +2160,9 @@ BEGIN
         ELSIF changed < batch_size / 2 AND seconds < 0.2 THEN
             batch_blocks := least(batch_blocks * 2, 4096);
         END IF;
-
         pause := greatest(extract(epoch FROM sleep),
                           session_rows::double precision / max_rate
                               - extract(epoch FROM clock_timestamp() - session_began));
-        IF pause > 0 THEN
-            PERFORM pg_sleep(pause);
-        END IF;
-        WHILE encryption.replica_lag() > pg_size_bytes(max_replica_lag) LOOP
-            COMMIT;
-            PERFORM pg_sleep(0.2);
-        END LOOP;
-        IF clock_timestamp() > told_at + interval '5 seconds' THEN
-            told_at := clock_timestamp();
-            SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
-            RAISE NOTICE 'rotation of %.%, job %: % of % rows, % rows/s, % left',
-                table_name, column_name, this_job, progress.rows_done, progress.rows_total,
-                progress.rows_per_second, progress.time_left;
-        END IF;
     END LOOP;
 
     SELECT * INTO progress FROM @extschema@.enc_stat_progress_rotate p WHERE p.job = this_job;
@@ -4221,14 +4232,16 @@ CREATE FUNCTION encryption.uses_of(key_id integer, version integer, OUT object t
 DECLARE
     query text;
 BEGIN
+    -- Columns of other keys, too: what matters is what a value says, not what its column does.
     SELECT string_agg(
                format('SELECT %L, count(*) FROM ONLY %s t, %s WHERE needed_version = %s',
-                   format('%s.%I', c.table_name, c.column_name), c.table_id::regclass,
+                   format('%s.%I', (c).table_name, (c).column_name), (c).table_id::regclass,
                    encryption.versions_query(c, uses_of.key_id), uses_of.version),
-               ' UNION ALL ' ORDER BY c.table_name, c.column_number)
+               ' UNION ALL ' ORDER BY (c).table_name, (c).column_number)
       INTO query
-      FROM encryption.encrypted_column c
-     WHERE c.kind IN ('r', 'm') AND NOT c.is_temporary_elsewhere AND c.key_id = uses_of.key_id;
+      FROM (SELECT DISTINCT ON (c.table_id, c.column_number) c
+              FROM encryption.encrypted_column c
+             WHERE c.kind IN ('r', 'm') AND NOT c.is_temporary_elsewhere) columns (c);
     IF query IS NOT NULL THEN
         RETURN QUERY EXECUTE 'SELECT * FROM (' || query || ') uses (object, number_of_rows) WHERE number_of_rows > 0';
     END IF;
@@ -4306,10 +4319,10 @@ BEGIN
       UNION ALL
         SELECT 'unproved', format('temporary table %s of another session', c.table_name),
                'Its rows can be read by that session alone. Wait for its end, and repeat.'
-          FROM encryption.encrypted_column c WHERE c.key_id = begun.key_id AND c.is_temporary_elsewhere
+          FROM (SELECT DISTINCT e.table_name FROM encryption.encrypted_column e WHERE e.is_temporary_elsewhere) c
       UNION ALL
         SELECT 'not covered', format('foreign table %s', c.table_name), 'Its rows are elsewhere.'
-          FROM encryption.encrypted_column c WHERE c.key_id = begun.key_id AND c.kind = 'f'
+          FROM (SELECT DISTINCT e.table_name FROM encryption.encrypted_column e WHERE e.kind = 'f') c
       UNION ALL
         SELECT 'not covered', format('replication slot %s', s.slot_name),
                'Changes that it has yet to deliver may have values under the version.'

@@ -379,7 +379,9 @@ sql_function! {
                    changed_at = pg_catalog.clock_timestamp(),
                    ended_at = CASE WHEN $2 IN ('completed', 'incomplete', 'failed', 'canceled')
                                    THEN pg_catalog.clock_timestamp() END
-             WHERE job_id = $1 AND state <> 'completed'";
+             WHERE job_id = $1 AND state <> 'completed'
+               -- Who notes that work goes on doesn't take back that it is to stop.
+               AND NOT (state IN ('canceled', 'failed') AND $2 IN ('running', 'paused'))";
         refuse_if_read_only(c"encryption.set_job_state()");
         let state = call.text(1)?;
         let error = call.nullable(2).map(|_| call.text(2)).transpose()?;

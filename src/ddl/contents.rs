@@ -10,6 +10,7 @@ use crate::errors::Error;
 
 /// The extension's name, and those of its types.
 const EXTENSION: &std::ffi::CStr = c"encryption_ext";
+const TYPANALYZE: &std::ffi::CStr = c"encrypted_typanalyze";
 const TYPE_NAMES: [&std::ffi::CStr; 2] = [c"encrypted_text", c"encrypted_bytea"];
 
 /// The extension's own objects.
@@ -29,20 +30,21 @@ impl Extension {
     ///
     /// If this database doesn't have the extension, or not the types.
     pub(super) fn find() -> Result<Self, Error> {
-        let missing = Error::Internal { what: "the extension or a type of it is missing" };
+        let missing =
+            Error::Internal { what: "the extension, or a type or function of it, is missing" };
         let Some(form) = system_catalogs::extension(EXTENSION) else { return Err(missing) };
         let types = TYPE_NAMES.map(|name| system_catalogs::type_named(name, form.extnamespace));
-        // CREATE EXTENSION gives it to the types' arrays.
-        match type_form(types[0]).and_then(|form| type_form(form.typarray)) {
-            Some(array) if !types.contains(&pg_sys::InvalidOid) => Ok(Self {
-                oid: form.oid,
-                owner: form.extowner,
-                schema: form.extnamespace,
-                types,
-                typanalyze: array.typanalyze,
-            }),
-            _ => Err(missing),
+        let typanalyze = system_catalogs::internal_function_named(TYPANALYZE, form.extnamespace);
+        if types.contains(&pg_sys::InvalidOid) || typanalyze == pg_sys::InvalidOid {
+            return Err(missing);
         }
+        Ok(Self {
+            oid: form.oid,
+            owner: form.extowner,
+            schema: form.extnamespace,
+            types,
+            typanalyze,
+        })
     }
 
     /// Whether dropping the extension of this name drops this one: itself, and what it requires

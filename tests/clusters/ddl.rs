@@ -27,7 +27,8 @@ const SCHEMA: &str = "
 /// The types that ANALYZE calls the extension's function for, by name.
 fn types_with_typanalyze(session: &mut Client) -> Vec<Option<String>> {
     session.texts(
-        "SELECT typname FROM pg_type WHERE typanalyze = 'encrypted_typanalyze'::regproc ORDER BY 1",
+        "SELECT typname FROM pg_type
+          WHERE typanalyze::text ~ '^encrypted_(text_|bytea_)?typanalyze$' ORDER BY 1",
     )
 }
 

@@ -8,7 +8,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use cluster_tests::key_server::{ONE, READ_ONLY, Setup, THREE};
-use cluster_tests::{Session, connect, start, texts_of};
+use cluster_tests::replication::replace_by_base_backup;
+use cluster_tests::{
+    DATABASE, MAJOR, Session, builder, connect, create_extension, start, texts_of,
+};
 use harness::cluster::Cluster;
 use harness::openbao::OpenBao;
 use postgres::Client;
@@ -21,12 +24,14 @@ fn prepare(session: &mut Client, rows: u32) {
         "SELECT enc_create_key('k');
          CREATE TABLE t (id integer PRIMARY KEY, v encrypted_text('k'), plain text, n integer DEFAULT 0);
          INSERT INTO t SELECT i, 'value ' || i, 'value ' || i FROM generate_series(1, {rows}) i;
+         CREATE INDEX ON t USING hash (v);
          ANALYZE t;
          SELECT enc_rotate_key('k')"
     ));
 }
 
-/// Every row is there, can be read, equals its plain copy, and is under the active version.
+/// Every row is there, can be read, equals its plain copy, is found by the index, and is under the
+/// active version.
 #[track_caller]
 fn assert_rotated(session: &mut Client, rows: i64) {
     let all: i64 = session.value(
@@ -35,6 +40,11 @@ fn assert_rotated(session: &mut Client, rows: i64) {
     );
     assert_eq!(all, rows);
     assert_eq!(session.value::<i64>("SELECT count(*) FROM t"), rows);
+    session.run("SET enable_seqscan = off");
+    let found = "SELECT count(*) FROM (SELECT plain FROM t ORDER BY random() LIMIT 1000) sample
+                  WHERE EXISTS (SELECT FROM t WHERE v = sample.plain)";
+    assert_eq!(session.value::<i64>(found), rows.min(1000));
+    session.run("RESET enable_seqscan");
 }
 
 fn outdated(session: &mut Client) -> i64 {
@@ -50,12 +60,24 @@ fn each(session: &mut Client, statements: &[&str]) {
 }
 
 /// A statement that another session executes meanwhile, and its error.
-fn meanwhile(cluster: &Cluster, sql: &str) -> JoinHandle<Result<(), DbError>> {
+fn meanwhile(cluster: &Cluster, sql: &str) -> JoinHandle<Option<DbError>> {
     let (mut session, sql) = (connect(cluster), sql.to_owned());
-    thread::spawn(move || match session.batch_execute(&sql) {
-        Ok(()) => Ok(()),
-        Err(error) => Err(error.as_db_error().cloned().expect("the server raised it")),
+    thread::spawn(move || {
+        let error = session.batch_execute(&sql).err()?;
+        Some(error.as_db_error().expect("the server raised it").clone())
     })
+}
+
+#[track_caller]
+fn succeeds(call: JoinHandle<Option<DbError>>) {
+    if let Some(error) = call.join().unwrap() {
+        unreachable!("{error:?}");
+    }
+}
+
+#[track_caller]
+fn error_of(call: JoinHandle<Option<DbError>>) -> DbError {
+    call.join().unwrap().expect("the statement fails")
 }
 
 #[track_caller]
@@ -107,6 +129,7 @@ fn every_kind_of_column_is_rotated() {
          CREATE TABLE n2 PARTITION OF n FOR VALUES WITH (MODULUS 2, REMAINDER 1);
          CREATE TABLE parent (v encrypted_text('k'));
          CREATE TABLE child (w integer) INHERITS (parent);
+         CREATE TABLE unpartitioned (id integer, v encrypted_text('k')) PARTITION BY RANGE (id);
          INSERT INTO child VALUES ('inherited', 1);
          INSERT INTO n SELECT i, 't' || i, decode(md5(i::text), 'hex'),
              ARRAY[['x' || i, NULL], ['', repeat('long', 2000)]], 'd' || i,
@@ -206,7 +229,7 @@ fn sessions_share_a_job() {
             .is_ok_and(|row| row.get::<_, i64>(0) == 4)
     });
     for call in calls {
-        call.join().unwrap().unwrap();
+        succeeds(call);
     }
     assert_rotated(&mut session, 60_000);
     // Each row once, by one job.
@@ -223,7 +246,7 @@ fn a_canceled_job_goes_on() {
     let call = meanwhile(&cluster, SLOWLY);
     wait_for_progress(&mut session);
     session.run("SELECT enc_rotation_cancel(job) FROM enc_stat_progress_rotate");
-    call.join().unwrap().unwrap();
+    succeeds(call);
     assert_eq!(state(&mut session), "canceled");
     let first = done(&mut session);
     assert!(first > 0 && outdated(&mut session) == 20_000 - first);
@@ -233,7 +256,7 @@ fn a_canceled_job_goes_on() {
     session.run(
         "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL enc_rotate%'",
     );
-    assert_eq!(call.join().unwrap().unwrap_err().code().code(), "57014");
+    assert_eq!(error_of(call).code().code(), "57014");
     let second = done(&mut session);
     assert!(second > first && outdated(&mut session) == 20_000 - second);
     session.run("CALL enc_rotate_column('t', 'v')");
@@ -363,7 +386,7 @@ fn a_locked_row_is_come_back_to() {
     wait_until("all but the locked rows are rotated", || outdated(&mut session) == 2);
     assert!(!call.is_finished());
     other.run("COMMIT");
-    call.join().unwrap().unwrap();
+    succeeds(call);
     assert_rotated(&mut session, 5000);
 
     // Nor does it keep others waiting for the table.
@@ -372,7 +395,7 @@ fn a_locked_row_is_come_back_to() {
     let call = meanwhile(&cluster, "CALL enc_rotate_column('t', 'v')");
     thread::sleep(Duration::from_millis(500));
     other.run("COMMIT");
-    call.join().unwrap().unwrap();
+    succeeds(call);
     assert_rotated(&mut session, 5000);
 }
 
@@ -496,7 +519,7 @@ fn a_job_outlives_what_happens_to_it() {
     let call = meanwhile(&cluster, SLOWLY);
     wait_for_progress(&mut session);
     session.run("SELECT enc_disable_key_version('k', 1)");
-    assert_eq!(call.join().unwrap().unwrap_err().code().code(), "KE008");
+    assert_eq!(error_of(call).code().code(), "KE008");
     assert_eq!(state(&mut session), "failed");
     let last = session.text("SELECT last_error FROM enc_stat_progress_rotate");
     assert_eq!(last, "version 1 of key \"k\" is disabled");
@@ -508,7 +531,7 @@ fn a_job_outlives_what_happens_to_it() {
     session.run("SELECT enc_rotate_key('k')");
     session.run("ALTER TABLE t RENAME COLUMN v TO x; ALTER TABLE t RENAME TO u");
     session.run("VACUUM FULL u");
-    call.join().unwrap().unwrap();
+    succeeds(call);
     session.run("ALTER TABLE u RENAME TO t; ALTER TABLE t RENAME COLUMN x TO v");
     assert_rotated(&mut session, 10_000);
     let jobs = session.texts("SELECT concat(state, ' ', to_version) FROM enc_stat_progress_rotate");
@@ -520,7 +543,7 @@ fn a_job_outlives_what_happens_to_it() {
         let call = meanwhile(&cluster, &SLOWLY.replace("'v'", &format!("'{column}'")));
         wait_for_progress(&mut session);
         session.run(end);
-        let error = call.join().unwrap().unwrap_err();
+        let error = error_of(call);
         assert!(["42703", "42P01"].contains(&error.code().code()), "{error:?}");
         assert_eq!(state(&mut session), "failed");
     }
@@ -534,7 +557,8 @@ fn a_damaged_value_is_reported_with_its_place() {
     // A tag that is wrong, and a header that can't be read. Without its modifier the column takes
     // what is written to it as it is.
     session.run(
-        "UPDATE pg_attribute SET atttypmod = -1 WHERE attrelid = 't'::regclass AND attname = 'v';
+        "DROP INDEX t_v_idx;
+         UPDATE pg_attribute SET atttypmod = -1 WHERE attrelid = 't'::regclass AND attname = 'v';
          UPDATE t SET v = set_byte(v::bytea, 40, get_byte(v::bytea, 40) # 1)::encrypted_text WHERE id = 2500;
          UPDATE t SET v = '\\x01'::bytea::encrypted_text WHERE id = 4000;
          UPDATE pg_attribute SET atttypmod = (SELECT key_id FROM enc_keys WHERE name = 'k')
@@ -564,7 +588,8 @@ fn a_damaged_value_is_reported_with_its_place() {
         .texts("SELECT id FROM t WHERE id NOT IN (2500, 4000) AND encryption.is_outdated(v)");
     assert!(left.is_empty(), "{left:?}");
     // The same call, when they have been restored.
-    session.run("UPDATE t SET v = plain WHERE id IN (2500, 4000)");
+    session
+        .run("UPDATE t SET v = plain WHERE id IN (2500, 4000); CREATE INDEX ON t USING hash (v)");
     session.run("CALL enc_rotate_column('t', 'v')");
     assert_rotated(&mut session, 5000);
     assert_eq!(state(&mut session), "completed");
@@ -592,7 +617,9 @@ fn a_provider_is_lost_halfway() {
     let paused_at = done(&mut session);
     assert!(paused_at < 8000, "{paused_at}");
     setup.server.unseal();
-    rotating.join().unwrap().unwrap();
+    if let Err(error) = rotating.join().unwrap() {
+        unreachable!("{error:?}");
+    }
     assert_eq!((state(&mut session).as_str(), done(&mut session)), ("completed", 8000));
     assert_eq!(outdated(&mut session), 0);
 
@@ -607,6 +634,34 @@ fn a_provider_is_lost_halfway() {
     setup.server.unseal();
     wait_until("the breaker lets it through", || session.batch_execute(call).is_ok());
     assert_eq!((state(&mut session).as_str(), done(&mut session)), ("completed", 8000));
+}
+
+#[test]
+fn a_standby_that_lags_slows_the_rotation() {
+    let test = "a_standby_that_lags_slows_the_rotation";
+    let Some(builder) = builder(test) else { return };
+    let cluster = builder.start();
+    create_extension(&cluster, DATABASE);
+    let mut session = connect(&cluster);
+    prepare(&mut session, 10_000);
+    let mut standby = Cluster::builder(MAJOR).port(5433).create();
+    replace_by_base_backup(&standby, &cluster, &["--write-recovery-conf"]);
+    standby.start();
+    let mut there = connect(&standby);
+    there.run("SELECT pg_wal_replay_pause()");
+
+    let call = "CALL enc_rotate_column('t', 'v', batch_size => 100, max_replica_lag => '256kB')";
+    let call = meanwhile(&cluster, call);
+    wait_for_progress(&mut session);
+    let mut before = -1;
+    wait_until("it waits for the standby", || {
+        thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut before, done(&mut session)) == done(&mut session)
+    });
+    assert!(before > 0 && before < 10_000, "{before}");
+    there.run("SELECT pg_wal_replay_resume()");
+    succeeds(call);
+    assert_rotated(&mut session, 10_000);
 }
 
 #[test]
