@@ -434,8 +434,8 @@ fn outcome(options: &Value, environment: &[(&str, &str)]) -> String {
 /// The variable with the options of a provider, in the process that [`outcome`] starts.
 const ELSEWHERE: &str = "AZURE_KEY_VAULT_TEST_OPTIONS";
 
-/// Tells what a provider with these options comes to here.
-fn tell_outcome(options: &str) {
+/// What a provider with these options comes to here.
+fn outcome_here(options: &str) -> String {
     let options: AzureKeyVaultOptions = serde_json::from_str(options).unwrap();
     let limits = RequestLimits::default();
     let provider = AzureKeyVaultProvider::new(&options, limits, Box::new(|| false));
@@ -444,8 +444,8 @@ fn tell_outcome(options: &str) {
         open(&mut provider, &made)
     });
     match result {
-        Ok(()) => println!("outcome: ok"),
-        Err(error) => println!("outcome: {:?} {error} / {:?}", error.kind, error.hint),
+        Ok(()) => "ok".to_owned(),
+        Err(error) => format!("{:?} {error} / {:?}", error.kind, error.hint),
     }
 }
 
@@ -454,7 +454,7 @@ const CREDENTIALS_TEST: &str = "the_environment_tells_where_credentials_are";
 #[test]
 fn the_environment_tells_where_credentials_are() {
     if let Ok(options) = env::var(ELSEWHERE) {
-        return tell_outcome(&options);
+        return println!("outcome: {}", outcome_here(&options));
     }
     let setup = setup!();
     let AzureKeyVaultOptions { address, key, ca_file, .. } = &setup.options;

@@ -434,14 +434,14 @@ fn outcome(options: &Value, environment: &[(&str, &str)]) -> String {
 /// The variable with the options of a provider, in the process that [`outcome`] starts.
 const ELSEWHERE: &str = "GCP_KMS_TEST_OPTIONS";
 
-/// Tells what a provider with these options comes to here.
-fn tell_outcome(options: &str) {
+/// What a provider with these options comes to here.
+fn outcome_here(options: &str) -> String {
     let options: GcpKmsOptions = serde_json::from_str(options).unwrap();
     let mut provider =
         GcpKmsProvider::new(&options, RequestLimits::default(), Box::new(|| false)).unwrap();
     match make(&mut provider).and_then(|made| open(&mut provider, &made)) {
-        Ok(()) => println!("outcome: ok"),
-        Err(error) => println!("outcome: {:?} {error} / {:?}", error.kind, error.hint),
+        Ok(()) => "ok".to_owned(),
+        Err(error) => format!("{:?} {error} / {:?}", error.kind, error.hint),
     }
 }
 
@@ -450,7 +450,7 @@ const CREDENTIALS_TEST: &str = "the_environment_tells_where_credentials_are";
 #[test]
 fn the_environment_tells_where_credentials_are() {
     if let Ok(options) = env::var(ELSEWHERE) {
-        return tell_outcome(&options);
+        return println!("outcome: {}", outcome_here(&options));
     }
     let setup = setup!();
     let GcpKmsOptions { key, endpoint, ca_file, credentials_file } = &setup.options;
