@@ -233,7 +233,8 @@ mod tests {
     fn every_field_counts() {
         let digest = |entry: &Entry| Digest::of_entry(&log_key(), entry, &Digest::NONE);
         let second = KeyVersion::FIRST.next().unwrap();
-        let changes: [(&str, fn(&mut Entry)); 15] = [
+        type Change = fn(&mut Entry);
+        let changes: [(&str, Change); 15] = [
             ("chain", |entry| entry.chain[15] ^= 1),
             ("sequence", |entry| entry.sequence += 1),
             ("occurred_at", |entry| entry.occurred_at += 1),
