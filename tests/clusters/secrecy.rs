@@ -85,8 +85,8 @@ fn plaintexts_are_neither_in_tables_nor_logs_nor_temporary_files() {
     }
     session.run("SELECT enc_rotate_key('k'); UPDATE t SET v = enc_rotate(v)");
     session.run("CREATE MATERIALIZED VIEW seen AS SELECT v, list FROM t");
-    session
-        .run("CREATE STATISTICS together (ndistinct, dependencies, mcv) ON id, v FROM t; ANALYZE");
+    session.fails("CREATE STATISTICS together (mcv) ON id, v FROM t", "KE035");
+    session.run("CREATE INDEX ON t USING hash (v); CREATE INDEX ON t (enc_digest(v)); ANALYZE");
     assert_eq!(session.text(&format!("SELECT count(*) FROM t WHERE v LIKE '{SECRET}%'")), "200");
 
     // A sort that goes to disk stays there while its cursor is open.
