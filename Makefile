@@ -27,9 +27,11 @@ build: require-pg-config ## Builds the extension for PG_CONFIG's PostgreSQL.
 	@$(MAKE) --no-print-directory $(LIBRARY)
 
 # A file of its own for each major version, and a rule that looks at the sources: so that
-# `sudo make install` needs no cargo, and root leaves no files in cargo's folders.
+# `sudo make install` needs no cargo, and root leaves no files in cargo's folders. (Without its
+# configuration, which may be empty, pgrx makes its bindings anew each time.)
 build/pg%/encryption_ext.so: $(SOURCES)
 	mkdir -p build/pgrx
+	test -e build/pgrx/config.toml || touch build/pgrx/config.toml
 	PGRX_HOME="$(CURDIR)/build/pgrx" \
 	PGRX_PG_CONFIG_PATH="$(abspath $(shell command -v $(PG_CONFIG)))" \
 		cargo build --release --locked --package encryption_ext \
@@ -85,9 +87,9 @@ test-regress: ## The regression SQL on each of MAJORS.
 	scripts/test build regress
 
 .PHONY: test-clusters
-test-clusters: ## The tests on real clusters of PostgreSQL 15 and real key servers.
+test-clusters: ## The tests on real clusters, of PostgreSQL 15 (one of 18, too), and real key servers.
 	scripts/prepare test
-	MAJORS=15 scripts/test build clusters
+	MAJORS="15 18" scripts/test build clusters
 
 .PHONY: fmt
 fmt: ## Formats the Rust code.

@@ -13,19 +13,32 @@
 
 CREATE SCHEMA encryption;
 
--- The random id of this database, part of every version's encryption context.
+-- The server that this database is on, as far as it tells whether data were restored: its cluster,
+-- its timeline, and the base backup that it was started from. No row on a standby.
+CREATE FUNCTION encryption.this_server(
+        OUT system_identifier bigint, OUT timeline integer, OUT base_backup text)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_this_server';
+
+-- The random id of this database, part of every version's encryption context; and the server on which
+-- its keys were last known to be those that the providers have: null since a dump was restored.
 CREATE TABLE encryption.keyspace (
-    singleton   boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
-    id          uuid        NOT NULL DEFAULT gen_random_uuid(),
-    created_at  timestamptz NOT NULL DEFAULT now(),
+    singleton         boolean     NOT NULL DEFAULT true PRIMARY KEY CHECK (singleton),
+    id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    created_at        timestamptz NOT NULL DEFAULT now(),
     -- The version of the database key whose digests indexes and generated columns hold. Rotating
     -- the key leaves it, and with it every index, as it is; enc_rotate_digest() changes it.
-    digest_version integer  CHECK (digest_version > 0)
+    digest_version    integer     CHECK (digest_version > 0),
+    system_identifier bigint,
+    timeline          integer,
+    base_backup       text,
+    reconciled_at     timestamptz
 );
 COMMENT ON TABLE encryption.keyspace IS
-    'the random id of this database, and the version of the database key that digests are made with';
+    'the random id of this database, the version of the database key that digests are made with, and the server that it was last seen on';
 
-INSERT INTO encryption.keyspace DEFAULT VALUES;
+INSERT INTO encryption.keyspace (system_identifier, timeline, base_backup)
+SELECT system_identifier, timeline, base_backup FROM encryption.this_server();
 
 -- A key's id is the first four bytes of SHA-256(name) with the top bit cleared. It is what a
 -- column's type modifier and a value's header have.
@@ -75,18 +88,81 @@ CREATE TABLE encryption.key_grant (
 );
 COMMENT ON TABLE encryption.key_grant IS 'who may do what with a key, apart from its owner';
 
--- Names instead of references: an entry outlives what it tells of.
+-- Backups that may be restored, and the versions that were needed to read them when they were
+-- recorded. What is archived after one of them (with_wal) may need any version that was made later.
+CREATE TABLE encryption.backup (
+    label          text        NOT NULL PRIMARY KEY CHECK (label <> ''),
+    recorded_at    timestamptz NOT NULL DEFAULT now(),
+    recorded_by    name        NOT NULL,
+    retained_until timestamptz NOT NULL,
+    with_wal       boolean     NOT NULL
+);
+COMMENT ON TABLE encryption.backup IS 'backups that may be restored';
+
+CREATE TABLE encryption.backup_version (
+    label   text    NOT NULL REFERENCES encryption.backup ON DELETE CASCADE,
+    key_id  integer NOT NULL,
+    version integer NOT NULL,
+    PRIMARY KEY (label, key_id, version),
+    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+);
+COMMENT ON TABLE encryption.backup_version IS 'versions of keys that backups need';
+
+-- The backup that needs a version for the longest time, null if none does any more.
+CREATE FUNCTION encryption.retained_by_backup(key_id integer, version integer) RETURNS text
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    SELECT b.label
+      FROM encryption.backup b
+     WHERE b.retained_until > clock_timestamp()
+       AND (EXISTS (SELECT FROM encryption.backup_version needed
+                     WHERE needed.label = b.label AND needed.key_id = $1 AND needed.version = $2)
+            OR b.with_wal AND $2 > coalesce((SELECT max(needed.version)
+                                               FROM encryption.backup_version needed
+                                              WHERE needed.label = b.label AND needed.key_id = $1), 0))
+     ORDER BY b.retained_until DESC, b.label
+     LIMIT 1
+$$;
+
+-- The chains of the lifecycle log: this database's own, and those of databases whose dumps were
+-- restored here. entries counts those that were made. Up to sealed they carry digests, and digest is
+-- that of the head, under version key_version of the database key.
+CREATE TABLE encryption.event_chain (
+    chain         uuid        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    restored_at   timestamptz,
+    entries       bigint      NOT NULL DEFAULT 0,
+    sealed        bigint      NOT NULL DEFAULT 0,
+    key_version   integer,
+    digest        bytea       CHECK (octet_length(digest) = 32)
+);
+COMMENT ON TABLE encryption.event_chain IS 'heads of the lifecycle log';
+
+CREATE UNIQUE INDEX event_chain_one_own ON encryption.event_chain ((true)) WHERE restored_at IS NULL;
+
+-- Names instead of references: an entry outlives what it tells of. Its digest is over all columns
+-- before it and the digest of the entry before it; an entry that was made while the database key
+-- could not be had gets it with the next one.
 CREATE TABLE encryption.key_event (
-    event_id          uuid        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
+    chain             uuid        NOT NULL,
+    sequence          bigint      NOT NULL CHECK (sequence > 0),
     occurred_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     action            text        NOT NULL,
-    key_name          text        NOT NULL,
-    version           integer,
+    key_name          text,
+    old_version       integer,
+    new_version       integer,
+    row_count         bigint,
+    reason            text,
     detail            text,
     role_name         name        NOT NULL,
-    session_role_name name        NOT NULL
+    session_role_name name        NOT NULL,
+    client_address    text,
+    application_name  text        NOT NULL,
+    sealed_at         timestamptz,
+    key_version       integer,
+    digest            bytea,
+    PRIMARY KEY (chain, sequence)
 );
-COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when and by whom';
+COMMENT ON TABLE encryption.key_event IS 'lifecycle log: what was done to keys, when, by whom and from where';
 
 -- Work on a column that takes many transactions: re-encryption, and migration from and to plaintext.
 -- It outlives crashes and cancels; the call that began it goes on where it was. Object ids say what
@@ -131,9 +207,9 @@ CREATE UNIQUE INDEX job_one_per_column ON encryption.job (table_id, column_numbe
 CREATE TABLE encryption.job_range (
     range_id      bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id        bigint      NOT NULL REFERENCES encryption.job ON DELETE CASCADE,
-    -- What is done with it: walk (change the rows of these blocks), or check (see with one snapshot
+    -- What is done with it: walk (change the rows of these blocks), verify (read them again), or check (see with one snapshot
     -- what is left in the whole table; its blocks are 0 to 1).
-    step          text        NOT NULL CHECK (step IN ('walk', 'check')),
+    step          text        NOT NULL CHECK (step IN ('walk', 'verify', 'check')),
     table_id      oid         NOT NULL,
     first_block   bigint      NOT NULL,
     next_block    bigint      NOT NULL,
@@ -169,6 +245,9 @@ SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
 SELECT pg_extension_config_dump('encryption.key_version', '');
 SELECT pg_extension_config_dump('encryption.key_grant', '');
+SELECT pg_extension_config_dump('encryption.backup', '');
+SELECT pg_extension_config_dump('encryption.backup_version', '');
+SELECT pg_extension_config_dump('encryption.event_chain', '');
 SELECT pg_extension_config_dump('encryption.key_event', '');
 
 -- Procedures that commit run with the rights of their caller, who calls functions in the schema. Its
@@ -199,13 +278,15 @@ CREATE FUNCTION encryption.restore_keyspace() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM encryption.keyspace) THEN
+        new.system_identifier := NULL;
         RETURN new;
     END IF;
     -- The id that CREATE EXTENSION drew gives way while no version was made in it (restored ones
     -- carry the id that they were made in). Otherwise this database goes on with its own.
     IF NOT EXISTS (SELECT FROM encryption.key_version v JOIN encryption.keyspace k ON k.id = v.keyspace) THEN
         UPDATE encryption.keyspace
-           SET id = new.id, created_at = new.created_at, digest_version = new.digest_version;
+           SET id = new.id, created_at = new.created_at, digest_version = new.digest_version,
+               system_identifier = NULL, timeline = NULL, base_backup = NULL, reconciled_at = NULL;
     END IF;
     RETURN NULL;
 END $$;
@@ -269,13 +350,92 @@ BEGIN
     RETURN new;
 END $$;
 
-CREATE FUNCTION encryption.restore_key_event() RETURNS trigger
+CREATE FUNCTION encryption.restore_backup() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF EXISTS (SELECT FROM encryption.key_event present WHERE present.event_id = new.event_id) THEN
+    UPDATE encryption.backup b
+       SET retained_until = greatest(b.retained_until, new.retained_until),
+           with_wal = b.with_wal OR new.with_wal
+     WHERE b.label = new.label;
+    IF FOUND THEN
         RETURN NULL;
     END IF;
     RETURN new;
+END $$;
+
+CREATE FUNCTION encryption.restore_backup_version() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM encryption.backup_version present
+         WHERE present.label = new.label AND present.key_id = new.key_id
+           AND present.version = new.version)
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN new;
+END $$;
+
+-- The log of a dump stays a chain of its own. This database goes on with its own.
+CREATE FUNCTION encryption.restore_event_chain() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present encryption.event_chain;
+BEGIN
+    SELECT * INTO present FROM encryption.event_chain WHERE event_chain.chain = new.chain;
+    IF FOUND THEN
+        -- A later dump of the same database continues what an earlier one brought.
+        IF present.restored_at IS NOT NULL AND present.entries < new.entries THEN
+            UPDATE encryption.event_chain
+               SET entries = new.entries, sealed = new.sealed,
+                   key_version = new.key_version, digest = new.digest
+             WHERE event_chain.chain = new.chain;
+        END IF;
+        RETURN NULL;
+    END IF;
+    -- One that has no entries yet is begun by the library.
+    IF new.entries > 0 THEN
+        new.restored_at := coalesce(new.restored_at, clock_timestamp());
+    END IF;
+    RETURN new;
+END $$;
+
+CREATE FUNCTION encryption.restore_key_event() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    present encryption.key_event;
+    as_sealed_here encryption.key_event := new;
+    is_own boolean := EXISTS (SELECT FROM encryption.event_chain
+                               WHERE event_chain.chain = new.chain AND event_chain.restored_at IS NULL);
+BEGIN
+    SELECT * INTO present FROM encryption.key_event
+     WHERE key_event.chain = new.chain AND key_event.sequence = new.sequence;
+    IF NOT FOUND THEN
+        -- What this database adds to its own chain has no digest yet.
+        IF new.digest IS NULL OR NOT is_own THEN
+            RETURN new;
+        END IF;
+    ELSE
+        as_sealed_here.sealed_at := present.sealed_at;
+        as_sealed_here.key_version := present.key_version;
+        as_sealed_here.digest := present.digest;
+        IF present IS NOT DISTINCT FROM new
+           OR new.digest IS NULL AND present IS NOT DISTINCT FROM as_sealed_here
+        THEN
+            RETURN NULL;
+        END IF;
+        -- A later dump of the same database has the digest that an earlier one lacked.
+        IF present.digest IS NULL AND present IS NOT DISTINCT FROM as_sealed_here AND NOT is_own THEN
+            UPDATE encryption.key_event
+               SET sealed_at = new.sealed_at, key_version = new.key_version, digest = new.digest
+             WHERE key_event.chain = new.chain AND key_event.sequence = new.sequence;
+            RETURN NULL;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'KE053',
+        MESSAGE = format('entry %s of the lifecycle log is not the one that this database has', new.sequence),
+        DETAIL = 'Dump and database have gone different ways since the chain began, or one was altered.',
+        HINT = 'Restore the log into a database of its own, and see enc_verify_log() in both.';
 END $$;
 
 CREATE TRIGGER restore BEFORE INSERT ON encryption.keyspace
@@ -286,14 +446,23 @@ CREATE TRIGGER restore BEFORE INSERT ON encryption.key_version
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_version();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_grant
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_grant();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.backup
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.backup_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup_version();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.event_chain
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_event_chain();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_event
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_event();
 
-ALTER TABLE encryption.keyspace    ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key         ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_version ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_grant   ENABLE ALWAYS TRIGGER restore;
-ALTER TABLE encryption.key_event   ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.keyspace       ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key            ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_version    ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_grant      ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.backup         ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.backup_version ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.event_chain    ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.key_event      ENABLE ALWAYS TRIGGER restore;
 
 ----------------------------------------------------------------------------------------------------
 -- Types
@@ -607,6 +776,18 @@ CREATE OPERATOR CLASS encrypted_bytea_btree_ops DEFAULT FOR TYPE encrypted_bytea
     FUNCTION 2 encrypted_bytea_sortsupport(internal),
     FUNCTION 5 encrypted_bytea_btree_options(internal);
 
+-- Comparisons of rows, (email, id) = ($1, $2), look for the meaning of their operators in btree
+-- families alone, also those for equality. So equality with the base types is in families that no
+-- operator class and no index has, because order among different types isn't to be had.
+CREATE OPERATOR FAMILY encryption.row_equality USING btree;
+ALTER OPERATOR FAMILY encryption.row_equality USING btree ADD
+    OPERATOR 3 = (encrypted_text, text),
+    OPERATOR 3 = (text, encrypted_text),
+    OPERATOR 3 = (encrypted_text, name),
+    OPERATOR 3 = (name, encrypted_text),
+    OPERATOR 3 = (encrypted_bytea, bytea),
+    OPERATOR 3 = (bytea, encrypted_bytea);
+
 -- For hash indexes, which hold hashes of keyed digests, and for hash joins and hash tables. Values of
 -- the base types have the hashes that encrypted values with the same plaintexts have.
 CREATE FUNCTION encrypted_text_hash(encrypted_text) RETURNS integer
@@ -819,6 +1000,28 @@ CREATE OPERATOR encryption.<> (
     RESTRICT = neqsel, JOIN = neqjoinsel);
 
 ----------------------------------------------------------------------------------------------------
+-- Concatenation. For encrypted_text the implicit cast to text is enough. For encrypted_bytea and a
+-- literal PostgreSQL would prefer its operator that turns anything into text.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.concatenate(encrypted_bytea, encrypted_bytea) RETURNS bytea
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN encrypted_bytea_to_bytea($1) || encrypted_bytea_to_bytea($2);
+CREATE FUNCTION encryption.concatenate(encrypted_bytea, bytea) RETURNS bytea
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN encrypted_bytea_to_bytea($1) || $2;
+CREATE FUNCTION encryption.concatenate(bytea, encrypted_bytea) RETURNS bytea
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN $1 || encrypted_bytea_to_bytea($2);
+
+CREATE OPERATOR || (
+    LEFTARG = encrypted_bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.concatenate);
+CREATE OPERATOR || (
+    LEFTARG = encrypted_bytea, RIGHTARG = bytea, FUNCTION = encryption.concatenate);
+CREATE OPERATOR || (
+    LEFTARG = bytea, RIGHTARG = encrypted_bytea, FUNCTION = encryption.concatenate);
+
+----------------------------------------------------------------------------------------------------
 -- Digests: equal plaintexts have equal ones, whichever keys their values are under. They can be in
 -- unique indexes, in generated columns and, through these, in foreign keys.
 ----------------------------------------------------------------------------------------------------
@@ -907,8 +1110,10 @@ CREATE FUNCTION encryption.invalidate_plans(oid) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_invalidate_plans';
 REVOKE EXECUTE ON FUNCTION encryption.invalidate_plans(oid) FROM PUBLIC;
 
-CREATE FUNCTION enc_rotate_digest() RETURNS integer
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+-- Without just-in-time compilation: the planner expects far more types of types than there are, and
+-- PostgreSQL would compile for seconds what runs for milliseconds.
+CREATE FUNCTION enc_rotate_digest(reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
     present integer;
     wanted  integer;
@@ -990,60 +1195,268 @@ BEGIN
 
     -- Plans that other sessions keep have digests of their constants in them.
     PERFORM encryption.invalidate_plans(table_id) FROM (SELECT DISTINCT table_id FROM encryption.digest_holder) tables;
-
-    INSERT INTO encryption.key_event (action, key_name, version, role_name, session_role_name)
-    VALUES ('rotate digest', 'database', wanted, current_user, session_user);
+    PERFORM encryption.log_event('rotate-digest', 'database', present, wanted, reason => reason);
     RETURN wanted;
 END $$;
-COMMENT ON FUNCTION enc_rotate_digest() IS
+COMMENT ON FUNCTION enc_rotate_digest(text) IS
     'makes digests with the active version of the database key from now on: locks and rewrites all that holds digests; returns the version';
-REVOKE EXECUTE ON FUNCTION enc_rotate_digest() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION enc_rotate_digest(text) FROM PUBLIC;
 
 ----------------------------------------------------------------------------------------------------
 -- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
 ----------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false) RETURNS integer
+CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_create_key(text, boolean) IS
+COMMENT ON FUNCTION enc_create_key(text, boolean, text) IS
     'makes a key, or adopts the versions of it that the provider has; returns the active version';
 -- There is no owner yet to check for: creating keys is for superusers and roles that were given it.
-REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean, text) FROM PUBLIC;
 
-CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true) RETURNS integer
+CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_rotate_key(text, boolean) IS
+COMMENT ON FUNCTION enc_rotate_key(text, boolean, text) IS
     'makes or adopts a new version of a key and returns it; what is written from now on uses it, unless activate is false';
 
-CREATE FUNCTION enc_activate_key_version(name text, version integer) RETURNS void
+CREATE FUNCTION enc_activate_key_version(name text, version integer, reason text DEFAULT NULL) RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_activate_key_version(text, integer) IS
+COMMENT ON FUNCTION enc_activate_key_version(text, integer, text) IS
     'makes a pending or deprecated version the one that encrypts';
 
-CREATE FUNCTION enc_disable_key_version(name text, version integer, force boolean DEFAULT false) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean) IS
-    'forbids a version to encrypt and to decrypt, until it is enabled';
-
-CREATE FUNCTION enc_enable_key_version(name text, version integer) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_enable_key_version(text, integer) IS
-    'lets a disabled version decrypt again';
-
-CREATE FUNCTION enc_rewrap_key(name text) RETURNS integer
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_rewrap_key(text) IS
-    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
-
-CREATE FUNCTION enc_grant(name text, grantee name, privileges text) RETURNS void
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_grant(text, name, text) IS
-    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
-
-CREATE FUNCTION enc_revoke(name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt')
+CREATE FUNCTION enc_disable_key_version(
+        name text, version integer, force boolean DEFAULT false, reason text DEFAULT NULL)
     RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_revoke(text, name, text) IS 'takes privileges on a key from a role (or public)';
+COMMENT ON FUNCTION enc_disable_key_version(text, integer, boolean, text) IS
+    'forbids a version to encrypt and to decrypt, until it is enabled';
+
+CREATE FUNCTION enc_enable_key_version(name text, version integer, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_enable_key_version(text, integer, text) IS
+    'lets a disabled version decrypt again';
+
+CREATE FUNCTION enc_rewrap_key(name text, reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_rewrap_key(text, text) IS
+    'has the provider wrap the versions of a key again, under its newest key encryption key; returns their number';
+
+CREATE FUNCTION enc_grant(name text, grantee name, privileges text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_grant(text, name, text, text) IS
+    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
+
+CREATE FUNCTION enc_revoke(
+        name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt', reason text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_revoke(text, name, text, text) IS 'takes privileges on a key from a role (or public)';
+
+CREATE FUNCTION enc_check_key(
+        INOUT name text DEFAULT NULL,
+        OUT version integer,
+        OUT state text,
+        OUT provider text,
+        OUT ok boolean,
+        OUT detail text,
+        OUT hint text,
+        OUT milliseconds double precision)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_check_key(text) IS
+    'whether this server can open each version of a key (of every key, if none is named), pending and disabled ones too';
+
+CREATE FUNCTION enc_reconcile(
+        INOUT name text DEFAULT NULL,
+        adopt boolean DEFAULT false,
+        reason text DEFAULT NULL,
+        OUT version integer,
+        OUT finding text,
+        OUT detail text,
+        OUT hint text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_reconcile(text, boolean, text) IS
+    'after a restore: compares a key (every key, if none is named) with its provider, and adopts what is newer there if told so';
+-- It sends requests with the server's login.
+REVOKE EXECUTE ON FUNCTION enc_reconcile(text, boolean, text) FROM PUBLIC;
+
+-- The catalog's rows of keys. There is no usable secret among them.
+CREATE FUNCTION enc_export_keys() RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT jsonb_build_object(
+        'format', 1,
+        'exported_at', now(),
+        'keyspace', (SELECT jsonb_build_object(
+                'id', id, 'created_at', created_at, 'digest_version', digest_version)
+                       FROM encryption.keyspace),
+        'keys', coalesce((
+            SELECT jsonb_agg(jsonb_build_object(
+                'name', key.name,
+                'owner', pg_get_userbyid(key.owner),
+                'created_at', key.created_at,
+                'versions', (
+                    SELECT jsonb_agg(jsonb_build_object(
+                        'version', v.version, 'state', v.state,
+                        'provider', v.provider, 'reference', v.reference,
+                        'wrapped', encode(v.wrapped, 'hex'), 'check_value', encode(v.check_value, 'hex'),
+                        'keyspace', v.keyspace,
+                        'created_at', v.created_at, 'created_by', pg_get_userbyid(v.created_by),
+                        'activated_at', v.activated_at, 'deprecated_at', v.deprecated_at)
+                        ORDER BY v.version)
+                      FROM encryption.key_version v WHERE v.key_id = key.key_id),
+                'grants', coalesce((
+                    SELECT jsonb_agg(jsonb_build_object(
+                        'grantee', CASE WHEN g.grantee::oid <> 0 THEN pg_get_userbyid(g.grantee) END,
+                        'privilege', g.privilege,
+                        'granted_by', pg_get_userbyid(g.granted_by), 'granted_at', g.granted_at)
+                        ORDER BY g.grantee::oid, g.privilege)
+                      FROM encryption.key_grant g WHERE g.key_id = key.key_id), '[]'))
+                ORDER BY key.name)
+              FROM encryption.key), '[]'))
+$$;
+COMMENT ON FUNCTION enc_export_keys() IS 'the keys, versions and grants of this database as one document, without secrets';
+REVOKE EXECUTE ON FUNCTION enc_export_keys() FROM PUBLIC;
+
+-- With the caller's rights on the catalog, and through the triggers that restored dumps meet.
+CREATE FUNCTION enc_import_keys(document jsonb, reason text DEFAULT NULL) RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    exported record;
+    id integer;
+    added integer;
+    total integer := 0;
+BEGIN
+    IF document IS NULL OR document->>'format' IS DISTINCT FROM '1'
+       OR jsonb_typeof(document->'keys') IS DISTINCT FROM 'array'
+       OR document #>> '{keyspace,id}' IS NULL
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE052',
+            MESSAGE = 'document is not an export of keys',
+            HINT = 'Give what enc_export_keys() returned, unchanged.';
+    END IF;
+    LOCK TABLE encryption.key IN SHARE ROW EXCLUSIVE MODE;
+    FOR exported IN
+        SELECT * FROM jsonb_to_recordset(document->'keys')
+            AS k (name text, owner text, created_at timestamptz, versions jsonb, grants jsonb)
+    LOOP
+        id := ('x' || encode(substr(sha256(convert_to(exported.name, 'UTF8')), 1, 4), 'hex'))::bit(32)::integer
+              & 2147483647;
+        IF to_regrole(quote_ident(exported.owner)) IS NULL THEN
+            RAISE NOTICE 'role "%" does not exist: key "%" belongs to you', exported.owner, exported.name;
+        END IF;
+        INSERT INTO encryption.key (key_id, name, owner, created_at)
+        VALUES (id, exported.name,
+                coalesce(to_regrole(quote_ident(exported.owner)), to_regrole(quote_ident(current_user))),
+                exported.created_at);
+
+        INSERT INTO encryption.key_version
+            (key_id, version, state, provider, reference, wrapped, check_value, keyspace,
+             created_at, created_by, activated_at, deprecated_at)
+        SELECT id, v.version, v.state, v.provider, v.reference, decode(v.wrapped, 'hex'),
+               decode(v.check_value, 'hex'), v.keyspace, v.created_at,
+               coalesce(to_regrole(quote_ident(v.created_by)), to_regrole(quote_ident(current_user))),
+               v.activated_at, v.deprecated_at
+          FROM jsonb_to_recordset(exported.versions) AS v (
+               version integer, state text, provider text, reference text, wrapped text,
+               check_value text, keyspace uuid, created_at timestamptz, created_by text,
+               activated_at timestamptz, deprecated_at timestamptz)
+         ORDER BY v.version;
+        GET DIAGNOSTICS added = ROW_COUNT;
+        total := total + added;
+
+        INSERT INTO encryption.key_grant (key_id, grantee, privilege, granted_by, granted_at)
+        SELECT id, coalesce(to_regrole(quote_ident(g.grantee))::oid, 0), g.privilege,
+               coalesce(to_regrole(quote_ident(g.granted_by)), to_regrole(quote_ident(current_user))),
+               g.granted_at
+          FROM jsonb_to_recordset(exported.grants)
+               AS g (grantee text, privilege text, granted_by text, granted_at timestamptz)
+         WHERE g.grantee IS NULL OR to_regrole(quote_ident(g.grantee)) IS NOT NULL;
+        PERFORM FROM jsonb_to_recordset(exported.grants) AS g (grantee text)
+          WHERE g.grantee IS NOT NULL AND to_regrole(quote_ident(g.grantee)) IS NULL;
+        IF FOUND THEN
+            RAISE WARNING 'grants on key "%" to roles that do not exist here were left out', exported.name;
+        END IF;
+    END LOOP;
+    -- Last, as in a dump: it gives way or stays by what versions there are.
+    INSERT INTO encryption.keyspace (id, created_at, digest_version)
+    SELECT k.id, k.created_at, k.digest_version
+      FROM jsonb_to_record(document->'keyspace') AS k (id uuid, created_at timestamptz, digest_version integer);
+    PERFORM encryption.log_event('import-keys', row_count => total, reason => reason,
+        detail => format('keyspace %s', document #>> '{keyspace,id}'));
+    RETURN total;
+END $$;
+COMMENT ON FUNCTION enc_import_keys(jsonb, text) IS
+    'brings in what enc_export_keys() returned in another database, as restoring a dump does; returns the number of versions that were added';
+REVOKE EXECUTE ON FUNCTION enc_import_keys(jsonb, text) FROM PUBLIC;
+
+CREATE FUNCTION enc_record_backup(
+        label text, retained_until timestamptz, with_wal boolean DEFAULT true, reason text DEFAULT NULL)
+    RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_record_backup(text, timestamptz, boolean, text) IS
+    'notes that a backup needs the versions that exist now, and how long; returns their number';
+REVOKE EXECUTE ON FUNCTION enc_record_backup(text, timestamptz, boolean, text) FROM PUBLIC;
+
+CREATE FUNCTION enc_forget_backup(label text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_forget_backup(text, text) IS 'notes that a backup will not be restored any more';
+REVOKE EXECUTE ON FUNCTION enc_forget_backup(text, text) FROM PUBLIC;
+
+----------------------------------------------------------------------------------------------------
+-- The lifecycle log
+----------------------------------------------------------------------------------------------------
+
+-- What is digested of a time, and of a text.
+CREATE FUNCTION encryption.microseconds(timestamptz) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT AS $$
+    SELECT CASE WHEN pg_catalog.isfinite($1)
+                THEN (EXTRACT(epoch FROM $1) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8 END
+$$;
+CREATE FUNCTION encryption.in_utf8(text) RETURNS bytea
+    LANGUAGE sql STABLE STRICT AS $$
+    SELECT pg_catalog.convert_to($1, CASE pg_catalog.getdatabaseencoding()
+               WHEN 'SQL_ASCII' THEN 'SQL_ASCII' WHEN 'MULE_INTERNAL' THEN 'MULE_INTERNAL' ELSE 'UTF8' END)
+$$;
+
+-- For procedures of the extension that are not in the library.
+CREATE FUNCTION encryption.log_event(
+        action text, key_name text DEFAULT NULL, old_version integer DEFAULT NULL,
+        new_version integer DEFAULT NULL, row_count bigint DEFAULT NULL, reason text DEFAULT NULL,
+        detail text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_log_event';
+REVOKE EXECUTE ON FUNCTION encryption.log_event FROM PUBLIC;
+
+CREATE FUNCTION enc_verify_log(
+        OUT chain uuid, OUT restored boolean, OUT entries bigint, OUT unsealed bigint, OUT ok boolean,
+        OUT first_wrong bigint, OUT problem text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_verify_log() IS
+    'recomputes the digests of the lifecycle log, a row for each chain, and names the first entry that does not fit';
+REVOKE EXECUTE ON FUNCTION enc_verify_log() FROM PUBLIC;
+
+CREATE FUNCTION enc_export_log(since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity')
+    RETURNS SETOF text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+    SELECT json_build_object(
+               'chain', e.chain, 'sequence', e.sequence,
+               'occurred_at', to_char(e.occurred_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'action', e.action, 'key', e.key_name,
+               'old_version', e.old_version, 'new_version', e.new_version, 'rows', e.row_count,
+               'reason', e.reason, 'detail', e.detail,
+               'role', e.role_name, 'session_role', e.session_role_name,
+               'client_address', e.client_address, 'application_name', e.application_name,
+               'sealed_at', to_char(e.sealed_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'key_version', e.key_version, 'digest', encode(e.digest, 'hex'))::text
+      FROM encryption.key_event e
+      JOIN encryption.event_chain c ON c.chain = e.chain
+     WHERE e.occurred_at >= since AND e.occurred_at < until
+     ORDER BY c.restored_at NULLS LAST, c.chain, e.sequence
+$$;
+COMMENT ON FUNCTION enc_export_log(timestamptz, timestamptz) IS
+    'the lifecycle log, or its entries of a time, as lines of JSON';
+REVOKE EXECUTE ON FUNCTION enc_export_log(timestamptz, timestamptz) FROM PUBLIC;
 
 ----------------------------------------------------------------------------------------------------
 -- Values
@@ -1123,6 +1536,29 @@ SELECT key.name,
   JOIN encryption.key ON key.key_id = g.key_id;
 COMMENT ON VIEW enc_key_grants IS 'who may do what with a key, apart from its owner and superusers';
 
+-- A statement that writes nothing: a standby answers it.
+CREATE VIEW enc_key_checks AS
+SELECT pg_is_in_recovery() AS in_recovery, name, version, state, provider, ok, detail, hint, milliseconds
+  FROM enc_check_key();
+COMMENT ON VIEW enc_key_checks IS
+    'whether this server can open each version of the keys that the reader may check';
+
+CREATE VIEW enc_backups AS
+SELECT b.label,
+       b.recorded_at,
+       b.recorded_by,
+       b.retained_until,
+       b.retained_until > now() AS is_retained,
+       b.with_wal,
+       key.name AS key_name,
+       array_agg(needed.version ORDER BY needed.version) AS versions
+  FROM encryption.backup b
+  LEFT JOIN encryption.backup_version needed ON needed.label = b.label
+  LEFT JOIN encryption.key ON key.key_id = needed.key_id
+ GROUP BY b.label, key.name
+ ORDER BY b.recorded_at, b.label, key.name;
+COMMENT ON VIEW enc_backups IS 'backups that were recorded, and the versions of each key that they need';
+
 CREATE FUNCTION encryption.cache_statistics(
     OUT entries bigint, OUT capacity bigint, OUT hits bigint, OUT misses bigint,
     OUT expirations bigint, OUT evictions bigint, OUT locked_bytes bigint, OUT unlocked_bytes bigint)
@@ -1167,7 +1603,9 @@ CREATE FUNCTION enc_flush_cache() RETURNS void
 COMMENT ON FUNCTION enc_flush_cache() IS
     'makes this session forget every key; the next use asks the provider again';
 
-GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_key_checks,
+    enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+GRANT SELECT ON enc_backups TO pg_monitor;
 
 ----------------------------------------------------------------------------------------------------
 -- Jobs: how procedures that commit share and resume the walk through a table. The functions check
@@ -1737,6 +2175,1826 @@ BEGIN
 END $$;
 COMMENT ON PROCEDURE enc_rotate_column(regclass, name, integer, interval, integer, text, interval, boolean, boolean, interval) IS
     'encrypts the values of a column again that are not under the active version of their key, in batches that commit';
+-- Migration of columns between plaintext and encrypted, with the application running.
+--
+-- A second column is added, a trigger keeps the two in step, the rows that were there are filled in
+-- and verified in batches that commit, and the columns exchange their names in one short moment. The
+-- column with the name that applications use is the leader, the other one the follower: the trigger
+-- writes what the leader has to the follower, before the exchange of names and after it. So the way
+-- back is the same exchange again, until the column that was there first is dropped.
+--
+-- The functions below run with the rights of their caller, who owns the table, and each does what it
+-- does in one transaction: a crash loses that one and nothing else. The procedures only commit.
+----------------------------------------------------------------------------------------------------
+
+CREATE TABLE encryption.migration (
+    job_id         bigint      NOT NULL PRIMARY KEY REFERENCES encryption.job ON DELETE CASCADE,
+    direction      text        NOT NULL CHECK (direction IN ('encrypt', 'decrypt')),
+    -- backfilling: rows from before the migration are being filled in. verifying: each row is being
+    -- decrypted and compared. verified: ready to exchange the names, or waiting for indexes.
+    -- swapped: the names are exchanged, the source column is still there. finished: it is dropped.
+    -- rolled back: the target column is. changing: what a transaction that alters the table sees
+    -- itself; it is never committed.
+    phase          text        NOT NULL DEFAULT 'changing'
+                               CHECK (phase IN ('changing', 'backfilling', 'verifying', 'verified', 'swapped', 'finished', 'rolled back')),
+    table_id       oid         NOT NULL,
+    -- The name that applications use, what the new column is called before it has that name, and
+    -- what the old one is called afterwards.
+    column_name    name        NOT NULL,
+    target_name    name        NOT NULL,
+    source_name    name        NOT NULL,
+    source_type    text        NOT NULL,
+    target_type    text        NOT NULL,
+    key_name       text        NOT NULL,
+    -- What the last call accepted in so many words.
+    accepted       text[]      NOT NULL,
+    -- The table, or its partitions and heirs, whose rows are filled in and verified.
+    members        oid[]       NOT NULL,
+    -- Names that were given away at the swap: [{"kind", "oid", "name"}].
+    renamed        jsonb       NOT NULL DEFAULT '[]',
+    -- The files of the tables when a column was dropped: {"table's oid": file}. A table that still
+    -- has the same one still has the old values in it.
+    files          jsonb       NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE encryption.migration IS 'migrations of columns: a row for each job that is one';
+
+-- Owners of tables run their migrations, and see to nobody else's.
+ALTER TABLE encryption.migration ENABLE ROW LEVEL SECURITY;
+CREATE POLICY owner_of_table ON encryption.migration USING (
+    pg_has_role((SELECT relowner FROM pg_class WHERE oid = table_id), 'USAGE'));
+GRANT SELECT, INSERT, UPDATE ON encryption.migration TO PUBLIC;
+
+-- Errors are worded in the library, all in one place.
+CREATE FUNCTION encryption.refuse_migration(why text, subject text, detail text DEFAULT '') RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_refuse_migration';
+COMMENT ON FUNCTION encryption.refuse_migration(text, text, text) IS 'raises an error of a migration';
+
+-- The rights on the key are those of the table's owner, as for a foreign key: whoever writes to the
+-- table needs none until the names are exchanged.
+CREATE FUNCTION encryption.keep_in_step() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_keep_in_step';
+COMMENT ON FUNCTION encryption.keep_in_step() IS
+    'row trigger of a migration: writes what the leading column has to the following one, encrypted or decrypted';
+
+CREATE FUNCTION encryption.check_key_of_owner(table_id oid, key_name text) RETURNS void
+    LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'encryption_check_key_of_owner';
+COMMENT ON FUNCTION encryption.check_key_of_owner(oid, text) IS
+    'refuses a key that the owner of a table may not encrypt and decrypt with';
+
+-- The table, its partitions and those that inherit from it, ancestors first.
+CREATE FUNCTION encryption.descendants(table_id oid)
+    RETURNS TABLE (member oid, relkind "char", depth integer)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE tree (member, depth) AS (
+        SELECT table_id, 0
+      UNION
+        SELECT inhrelid, tree.depth + 1 FROM tree JOIN pg_inherits ON inhparent = tree.member
+    )
+    SELECT tree.member, c.relkind, max(tree.depth)
+      FROM tree JOIN pg_class c ON c.oid = tree.member
+     GROUP BY 1, 2 ORDER BY 3, 1
+$$;
+
+-- A name of at most 63 bytes that ends with the suffix.
+CREATE FUNCTION encryption.with_suffix(original name, suffix text) RETURNS name
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (CASE WHEN octet_length(original || suffix) <= 63 THEN original || suffix
+                 ELSE (SELECT left(original::text, n) FROM generate_series(63, 1, -1) n
+                        WHERE octet_length(left(original::text, n)) + octet_length(suffix) <= 63 LIMIT 1) || suffix
+            END)::name
+$$;
+
+CREATE FUNCTION encryption.base_type(type_id oid) RETURNS oid
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE step AS (
+        SELECT oid, typtype, typbasetype FROM pg_type WHERE oid = type_id
+      UNION ALL
+        SELECT t.oid, t.typtype, t.typbasetype FROM step JOIN pg_type t ON t.oid = step.typbasetype
+         WHERE step.typtype = 'd'
+    )
+    SELECT oid FROM step WHERE typtype <> 'd'
+$$;
+
+CREATE FUNCTION encryption.migration_subject(migration encryption.migration) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('column "%s" of table "%s"', migration.column_name, migration.table_id::regclass)
+$$;
+
+-- What can't be migrated at all is refused here; what depends on the column is column_dependents'.
+CREATE FUNCTION encryption.check_migration_subject(
+        table_id oid, column_name name, direction text, key_name text, wanted_type text,
+        OUT source_type text, OUT target_type text, OUT effective_key text)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    subject  text := format('column "%s" of table "%s"', column_name, table_id::regclass);
+    class    pg_class;
+    attribute pg_attribute;
+    base     oid;
+    offender text;
+BEGIN
+    SELECT * INTO class FROM pg_class WHERE oid = table_id;
+    offender := CASE class.relkind
+        WHEN 'v' THEN 'a view stores nothing: migrate the columns of its tables'
+        WHEN 'm' THEN 'a materialized view is made by its query: migrate the columns of its tables'
+        WHEN 'f' THEN 'the rows of a foreign table are elsewhere: migrate them there'
+        WHEN 'r' THEN NULL WHEN 'p' THEN NULL
+        ELSE 'it is not a table' END;
+    offender := coalesce(offender, CASE
+        WHEN class.relnamespace IN ('pg_catalog'::regnamespace, 'encryption'::regnamespace)
+            THEN 'the table belongs to the system or to this extension'
+        WHEN class.relpersistence = 't' THEN
+            'a temporary table is one session''s own: use ALTER TABLE ... ALTER COLUMN ... TYPE there'
+        WHEN class.relispartition THEN format('the table is a partition: migrate the column of "%s"',
+            (SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = table_id))
+        WHEN class.reloftype <> 0 THEN 'the columns of the table are those of a composite type' END);
+    IF offender IS NOT NULL THEN
+        PERFORM encryption.refuse_migration('unsuitable', subject, offender);
+    END IF;
+    IF NOT pg_has_role(class.relowner, 'USAGE') THEN
+        PERFORM encryption.refuse_migration('not owner', table_id::regclass::text);
+    END IF;
+
+    SELECT * INTO attribute FROM pg_attribute a
+     WHERE a.attrelid = table_id AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        PERFORM encryption.refuse_migration('no column', subject);
+    END IF;
+    base := encryption.base_type(attribute.atttypid);
+    source_type := format_type(attribute.atttypid, attribute.atttypmod);
+    IF direction = 'encrypt' THEN
+        effective_key := key_name;
+        target_type := CASE
+            WHEN base IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) THEN '@extschema@.encrypted_text'
+            WHEN base = 'bytea'::regtype THEN '@extschema@.encrypted_bytea' END
+            || format('(%L)', key_name);
+        offender := CASE
+            WHEN base IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+                THEN 'it is encrypted already; enc_rotate_column encrypts it again'
+            WHEN target_type IS NULL
+                THEN format('its type is %s, and text, varchar, character and bytea can be encrypted', source_type) END;
+    ELSE
+        effective_key := (SELECT k.name FROM @extschema@.enc_keys k WHERE k.key_id = attribute.atttypmod);
+        target_type := coalesce(wanted_type, CASE base
+            WHEN '@extschema@.encrypted_text'::regtype THEN 'text'
+            WHEN '@extschema@.encrypted_bytea'::regtype THEN 'bytea' END);
+        offender := CASE
+            WHEN base NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
+                THEN format('its type is %s, which is not encrypted', source_type)
+            WHEN base = '@extschema@.encrypted_bytea'::regtype AND target_type <> 'bytea'
+              OR base = '@extschema@.encrypted_text'::regtype
+                 AND target_type !~ '^(text|varchar|character varying)( *\([0-9]+\))?$'
+                THEN format('a column of type %s can''t become %s', source_type, target_type) END;
+    END IF;
+    offender := coalesce(offender, CASE
+        WHEN attribute.attgenerated <> '' THEN 'it is a generated column'
+        WHEN attribute.attinhcount > 0 THEN format('it is inherited: migrate the column of "%s"',
+            (SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = table_id ORDER BY inhseqno LIMIT 1))
+        WHEN row_security_active(table_id) THEN
+            'row-level security hides rows from the caller: use a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile'
+        WHEN EXISTS (SELECT FROM encryption.descendants(table_id) d
+                      JOIN pg_partitioned_table p ON p.partrelid = d.member
+                      JOIN pg_attribute a ON a.attrelid = d.member AND a.attname = column_name
+                     WHERE a.attnum = ANY (p.partattrs::int2[])
+                        OR p.partexprs::text ~ format(':varattno %s ', a.attnum))
+            THEN 'the table is partitioned by it' END);
+    offender := coalesce(offender,
+        (SELECT format('"%s" is a foreign table', d.member::regclass)
+           FROM encryption.descendants(table_id) d WHERE d.relkind = 'f' LIMIT 1),
+        -- Where a table has the column by two ways, dropping it in one leaves it there.
+        (SELECT format('"%s" has it on its own account or from another table too', d.member::regclass)
+           FROM encryption.descendants(table_id) d
+           JOIN pg_class c ON c.oid = d.member
+           JOIN pg_attribute a ON a.attrelid = d.member AND a.attname = column_name
+          WHERE d.depth > 0 AND NOT c.relispartition
+            AND (a.attislocal OR a.attinhcount > (
+                SELECT count(*) FROM pg_inherits
+                 WHERE inhrelid = d.member
+                   AND inhparent IN (SELECT e.member FROM encryption.descendants(table_id) e)))
+          LIMIT 1));
+    IF offender IS NOT NULL THEN
+        PERFORM encryption.refuse_migration('unsuitable', subject, offender);
+    END IF;
+END $$;
+COMMENT ON FUNCTION encryption.check_migration_subject(oid, name, text, text, text) IS
+    'refuses a column that can''t be migrated, and says which types it has before and after';
+
+CREATE FUNCTION encryption.qualified_name(relation_id oid) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = relation_id
+$$;
+
+-- Definitions are read and made again with this search path: the operators of both types have their
+-- plain names in it, so what is read of one column can be said of the other.
+CREATE FUNCTION encryption.definition_path() RETURNS text
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'pg_catalog, @extschema@, pg_temp'
+$$;
+
+-- The index on the new column that does for equality what this one does on the old column, under
+-- another name; null if there is none.
+CREATE FUNCTION encryption.translate_index(
+        index_id oid, from_name name, to_name name, direction text, new_name name)
+    RETURNS text
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @extschema@, pg_temp AS $$
+DECLARE
+    index     pg_index;
+    class     pg_class;
+    method    name;
+    new_method text := 'btree';
+    attribute pg_attribute;
+    position  integer;
+    term      text;
+    terms     text[] := '{}';
+    included  text[] := '{}';
+    predicate text;
+    -- Mentions of the column in expressions, and those of them that have a counterpart.
+    mentions  integer;
+    handled   integer := 0;
+BEGIN
+    SELECT * INTO index FROM pg_index i WHERE i.indexrelid = index_id;
+    SELECT * INTO class FROM pg_class c WHERE c.oid = index_id;
+    SELECT amname INTO method FROM pg_am WHERE oid = class.relam;
+    SELECT * INTO attribute FROM pg_attribute a WHERE a.attrelid = index.indrelid AND a.attname = from_name;
+    IF method NOT IN ('btree', 'hash') OR index.indisprimary OR index.indisexclusion OR NOT index.indimmediate
+        OR NOT (SELECT coalesce(bool_and(collisdeterministic), true) FROM pg_collation
+                 WHERE oid = attribute.attcollation)
+    THEN
+        RETURN NULL;
+    END IF;
+    mentions := (SELECT count(*) FROM regexp_matches(
+        coalesce(index.indexprs::text, ''), format(':varattno %s ', attribute.attnum), 'g'));
+
+    FOR position IN 1 .. index.indnatts LOOP
+        IF index.indkey[position - 1] = attribute.attnum THEN
+            -- An index holds digests, and never a value.
+            IF position > index.indnkeyatts THEN
+                RETURN NULL;
+            ELSIF direction = 'decrypt' THEN
+                term := quote_ident(to_name);
+            ELSIF NOT (SELECT opcdefault FROM pg_opclass WHERE oid = index.indclass[position - 1]) THEN
+                RETURN NULL;
+            ELSIF index.indisunique OR index.indnatts > 1 THEN
+                term := format('(@extschema@.enc_digest(%I))', to_name);
+            ELSE
+                new_method := 'hash';
+                term := quote_ident(to_name);
+            END IF;
+        ELSIF position > index.indnkeyatts THEN
+            included := included || quote_ident(
+                (SELECT attname FROM pg_attribute
+                  WHERE attrelid = index.indrelid AND attnum = index.indkey[position - 1]));
+            CONTINUE;
+        ELSIF index.indkey[position - 1] = 0
+            AND pg_get_indexdef(index_id, position, true) ~ '^lower\(' AND direction = 'encrypt' AND mentions > 0
+            AND pg_get_indexdef(index_id, position, true)
+                IN (format('lower(%I)', from_name), format('lower(%I::text)', from_name))
+        THEN
+            handled := handled + 1;
+            term := format('(@extschema@.enc_digest(%I, ''lower''))', to_name);
+        ELSIF index.indkey[position - 1] = 0 AND direction = 'decrypt' AND mentions > 0
+            AND pg_get_indexdef(index_id, position, true) ~ 'enc_digest\('
+        THEN
+            handled := handled + 1;
+            term := CASE
+                WHEN pg_get_indexdef(index_id, position, true) ~ format('enc_digest\(%I(, ''none''::text, ''''::text)?\)$', from_name)
+                    THEN quote_ident(to_name)
+                WHEN pg_get_indexdef(index_id, position, true) ~ format('enc_digest\(%I, ''lower''::text(, ''''::text)?\)$', from_name)
+                    THEN format('lower(%I)', to_name) END;
+            IF term IS NULL THEN
+                RETURN NULL;
+            END IF;
+        ELSE
+            term := pg_get_indexdef(index_id, position, false);
+            IF index.indkey[position - 1] = 0 AND term !~ '^\(' THEN
+                term := format('(%s)', term);
+            END IF;
+            term := term
+                || coalesce((SELECT format(' COLLATE %I.%I', nspname, collname)
+                               FROM pg_collation c JOIN pg_namespace n ON n.oid = collnamespace
+                              WHERE c.oid = index.indcollation[position - 1] AND c.oid <> 100), '')
+                || (SELECT CASE WHEN opcdefault THEN '' ELSE format(' %I.%I', nspname, opcname) END
+                      FROM pg_opclass o JOIN pg_namespace n ON n.oid = opcnamespace
+                     WHERE o.oid = index.indclass[position - 1]);
+        END IF;
+        IF method = 'btree' AND new_method = 'btree' THEN
+            term := term || CASE index.indoption[position - 1]
+                WHEN 1 THEN ' DESC NULLS LAST' WHEN 2 THEN ' NULLS FIRST' WHEN 3 THEN ' DESC' ELSE '' END;
+        END IF;
+        terms := terms || term;
+    END LOOP;
+    IF mentions > handled THEN
+        RETURN NULL;
+    END IF;
+
+    predicate := pg_get_expr(index.indpred, index.indrelid);
+    IF index.indpred::text ~ format(':varattno %s ', attribute.attnum) THEN
+        IF predicate <> format('(%I IS NOT NULL)', from_name) THEN
+            RETURN NULL;
+        END IF;
+        predicate := format('(%I IS NOT NULL)', to_name);
+    END IF;
+
+    RETURN format('CREATE %sINDEX %I ON %s USING %s (%s)',
+            CASE WHEN index.indisunique THEN 'UNIQUE ' ELSE '' END,
+            new_name, encryption.qualified_name(index.indrelid), new_method, array_to_string(terms, ', '))
+        || CASE WHEN included <> '{}' THEN format(' INCLUDE (%s)', array_to_string(included, ', ')) ELSE '' END
+        -- From version 15 on.
+        || CASE WHEN (to_jsonb(index) ->> 'indnullsnotdistinct')::boolean THEN ' NULLS NOT DISTINCT' ELSE '' END
+        || CASE WHEN class.reloptions IS NOT NULL AND method = new_method
+                THEN format(' WITH (%s)', array_to_string(class.reloptions, ', ')) ELSE '' END
+        || coalesce((SELECT format(' TABLESPACE %I', spcname) FROM pg_tablespace
+                      WHERE oid = class.reltablespace), '')
+        || coalesce(' WHERE ' || predicate, '');
+END $$;
+
+-- Everything that depends on a column of a table or of its descendants, what the exchange of names
+-- does about it, and what that needs: null if it is done without a word, a word for the argument
+-- "accept", or 'removal' if it is in the way until someone removes it. `statement` is what makes the
+-- object again once the names are exchanged; for an index, what makes its counterpart.
+CREATE FUNCTION encryption.column_dependents(
+        table_id oid, from_name name, to_name name, direction text)
+    RETURNS TABLE (kind text, class_id oid, object_id oid, object text, effect text, needs text,
+                   statement text, member oid)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @extschema@, pg_temp AS $$
+DECLARE
+    depending  record;
+    constr     pg_constraint;
+    index_id   oid;
+    suffix     text := CASE direction WHEN 'encrypt' THEN '_encrypted' ELSE '_plaintext' END;
+BEGIN
+    FOR depending IN
+        SELECT DISTINCT d.member AS member, a.attnum, p.classid, p.objid, p.objsubid
+          FROM encryption.descendants(table_id) d
+          JOIN pg_attribute a ON a.attrelid = d.member AND a.attname = from_name
+          JOIN pg_depend p ON p.refclassid = 'pg_class'::regclass
+                          AND p.refobjid = d.member AND p.refobjsubid = a.attnum
+         ORDER BY 1, 3, 4
+    LOOP
+        kind := NULL; effect := NULL; needs := NULL; statement := NULL; index_id := NULL;
+        class_id := depending.classid;
+        object_id := depending.objid;
+        member := depending.member;
+        object := pg_describe_object(depending.classid, depending.objid, depending.objsubid);
+        CASE depending.classid
+        WHEN 'pg_class'::regclass THEN
+            IF (SELECT relkind IN ('i', 'I') FROM pg_class WHERE oid = depending.objid) THEN
+                index_id := depending.objid;
+            ELSE
+                kind := 'sequence';
+                effect := 'it is owned by the column, and would be dropped with it: ALTER SEQUENCE ... OWNED BY NONE';
+                needs := 'removal';
+            END IF;
+        WHEN 'pg_constraint'::regclass THEN
+            SELECT * INTO constr FROM pg_constraint WHERE oid = depending.objid;
+            CASE constr.contype
+            WHEN 'c' THEN
+                -- Inherited ones come and go with their parent's.
+                CONTINUE WHEN constr.coninhcount > 0;
+                kind := 'check constraint';
+                effect := 'is made for the new column too, and validated after the exchange of names';
+                statement := format('ALTER TABLE %s ADD CONSTRAINT %I %s', constr.conrelid::regclass, constr.conname,
+                    regexp_replace(pg_get_constraintdef(constr.oid), ' NOT VALID$', '') || ' NOT VALID');
+            WHEN 'n' THEN
+                CONTINUE;
+            WHEN 'f' THEN
+                CONTINUE WHEN constr.conparentid <> 0;
+                kind := 'foreign key';
+                effect := 'ciphertexts of equal values differ, so they can''t refer to each other: drop it, or refer to a generated column of digests';
+                needs := 'removal';
+            WHEN 'p', 'u', 'x' THEN
+                index_id := constr.conindid;
+                object_id := index_id;
+                class_id := 'pg_class'::regclass;
+            ELSE
+                kind := 'constraint';
+                effect := 'is of a kind that can''t be carried over';
+                needs := 'removal';
+            END CASE;
+        WHEN 'pg_attrdef'::regclass THEN
+            CONTINUE WHEN EXISTS (SELECT FROM pg_attrdef WHERE oid = depending.objid
+                                     AND adrelid = depending.member AND adnum = depending.attnum);
+            kind := 'generated column';
+            effect := 'would go on being computed from the old column: drop it, or drop its expression';
+            needs := 'removal';
+        WHEN 'pg_rewrite'::regclass THEN
+            SELECT c.oid, CASE WHEN c.relkind = 'v' AND r.rulename = '_RETURN' THEN 'view'
+                               WHEN c.relkind = 'm' THEN 'materialized view' ELSE 'rule' END
+              INTO object_id, kind
+              FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class WHERE r.oid = depending.objid;
+            IF kind = 'rule' THEN
+                effect := 'would go on using the old column: drop it, and make it again afterwards';
+                needs := 'removal';
+            ELSE
+                class_id := 'pg_class'::regclass;
+                object := format('%s %s', kind, object_id::regclass);
+                IF kind = 'view' THEN
+                    effect := 'is made again, with its owner, privileges and comments';
+                ELSE
+                    effect := 'would go on using the old column, and keeps plaintext of its own: drop it, and make it again afterwards';
+                    needs := 'removal';
+                END IF;
+            END IF;
+        WHEN 'pg_trigger'::regclass THEN
+            CONTINUE WHEN EXISTS (SELECT FROM pg_trigger t WHERE t.oid = depending.objid
+                                     AND (t.tgisinternal OR t.tgparentid <> 0
+                                          OR t.tgfoid = 'encryption.keep_in_step()'::regprocedure));
+            kind := 'trigger';
+            effect := 'names the column in its definition, and is made again';
+            statement := pg_get_triggerdef(depending.objid);
+        WHEN 'pg_policy'::regclass THEN
+            kind := 'policy';
+            effect := 'is altered to use the new column';
+            SELECT format('ALTER POLICY %I ON %s', polname, polrelid::regclass)
+                   || coalesce(' USING (' || pg_get_expr(polqual, polrelid) || ')', '')
+                   || coalesce(' WITH CHECK (' || pg_get_expr(polwithcheck, polrelid) || ')', '')
+              INTO statement FROM pg_policy WHERE oid = depending.objid;
+        WHEN 'pg_proc'::regclass THEN
+            kind := 'function';
+            effect := 'has a body in standard SQL, and is made again';
+            statement := pg_get_functiondef(depending.objid);
+        WHEN 'pg_statistic_ext'::regclass THEN
+            kind := 'statistics';
+            effect := 'stays on the old column and is dropped with it: there are none of encrypted columns';
+        WHEN 'pg_publication_rel'::regclass THEN
+            kind := 'publication';
+            effect := 'names the column in its column list or row filter, and would go on publishing the old one: take the table out of it';
+            needs := 'removal';
+        ELSE
+            kind := 'other';
+            effect := 'is of a kind that can''t be carried over';
+            needs := 'removal';
+        END CASE;
+
+        IF index_id IS NOT NULL THEN
+            -- Indexes of partitions come and go with that of the partitioned table.
+            CONTINUE WHEN (SELECT relispartition FROM pg_class WHERE oid = index_id);
+            kind := 'index';
+            object := format('index %s', index_id::regclass);
+            statement := encryption.translate_index(index_id, from_name, to_name, direction,
+                encryption.with_suffix((SELECT relname FROM pg_class WHERE oid = index_id), suffix));
+            SELECT CASE
+                WHEN i.indisprimary THEN 'a primary key can''t be carried over: give the table another one'
+                WHEN i.indisreplident THEN 'it is the replica identity: give the table another one'
+                WHEN statement IS NULL AND i.indisexclusion THEN
+                    'an exclusion constraint has no counterpart here: EXCLUDE USING hash (column WITH =) is one that can be added afterwards'
+                WHEN statement IS NULL AND NOT i.indimmediate THEN
+                    'a deferrable constraint has no counterpart: a unique index of digests checks at once'
+                WHEN statement IS NULL THEN
+                    'has no counterpart: an index on an encrypted column is one of digests, and serves equality of whole values alone'
+                WHEN direction = 'decrypt' THEN 'gets a counterpart on the new column'
+                WHEN i.indisunique THEN
+                    'gets a counterpart of digests; ON CONFLICT must name enc_digest(column), and neither order nor LIKE is served any more'
+                ELSE 'gets a counterpart for equality; neither order nor LIKE is served any more' END,
+                CASE WHEN i.indisprimary OR i.indisreplident THEN 'removal'
+                     WHEN statement IS NULL THEN 'drop_indexes' END
+              INTO effect, needs
+              FROM pg_index i WHERE i.indexrelid = index_id;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION encryption.column_dependents(oid, name, name, text) IS
+    'everything that depends on a column, and what a migration does about it';
+
+-- What tables' own code (CHECK constraints, index expressions) calls is found by the caller's search
+-- path, as in any other statement.
+CREATE FUNCTION encryption.execute_with_path(statement text, path text) RETURNS bigint
+    LANGUAGE plpgsql AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', path, true);
+    EXECUTE statement;
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    RETURN affected;
+END $$;
+
+-- Begins with a character that sorts behind letters: PostgreSQL calls triggers in the order of their
+-- names, and what others make of a row comes first.
+CREATE FUNCTION encryption.migration_trigger_name(job_id bigint) RETURNS name
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ('~encryption_ext_' || job_id)::name
+$$;
+
+CREATE FUNCTION encryption.make_migration_trigger(job_id bigint, table_id oid, leader name, follower name)
+    RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    trigger_name name := encryption.migration_trigger_name(job_id);
+    descendant   record;
+BEGIN
+    FOR descendant IN SELECT d.member, c.relispartition FROM encryption.descendants(table_id) d
+                        JOIN pg_class c ON c.oid = d.member
+    LOOP
+        -- Partitions, also those of the future, have the trigger of the partitioned table; those
+        -- that inherit have it only if they are given one.
+        IF NOT descendant.relispartition THEN
+            EXECUTE format('CREATE OR REPLACE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH ROW
+                            EXECUTE FUNCTION encryption.keep_in_step(%L, %L)',
+                           trigger_name, descendant.member::regclass, leader, follower);
+        END IF;
+        -- Also for what comes by logical replication.
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I',
+                       descendant.member::regclass, trigger_name);
+    END LOOP;
+END $$;
+
+CREATE FUNCTION encryption.drop_migration_trigger(job_id bigint, table_id oid) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    descendant record;
+BEGIN
+    FOR descendant IN SELECT d.member FROM encryption.descendants(table_id) d
+                        JOIN pg_class c ON c.oid = d.member WHERE NOT c.relispartition
+    LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s',
+                       encryption.migration_trigger_name(job_id), descendant.member::regclass);
+    END LOOP;
+END $$;
+
+-- The columns and triggers of a migration as they must be; raises an error otherwise.
+CREATE FUNCTION encryption.check_migration_intact(migration encryption.migration) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_swapped boolean := migration.phase = 'swapped';
+    offender   text;
+BEGIN
+    SELECT string_agg(offence, '; ') INTO offender FROM (
+        SELECT format('column "%s" of %s is missing or of another type', wanted.column_name, d.member::regclass)
+          FROM encryption.descendants(migration.table_id) d,
+               LATERAL (VALUES
+                   (migration.column_name,
+                    CASE WHEN is_swapped THEN migration.target_type ELSE migration.source_type END),
+                   (CASE WHEN is_swapped THEN migration.source_name ELSE migration.target_name END,
+                    CASE WHEN is_swapped THEN migration.source_type ELSE migration.target_type END)
+               ) wanted (column_name, column_type)
+         WHERE NOT EXISTS (
+            SELECT FROM pg_attribute a
+             WHERE a.attrelid = d.member AND a.attname = wanted.column_name AND NOT a.attisdropped
+               AND format_type(a.atttypid, a.atttypmod) = wanted.column_type)
+      UNION ALL
+        SELECT format('the trigger of the migration on %s is missing or not always enabled', d.member::regclass)
+          FROM encryption.descendants(migration.table_id) d
+         WHERE NOT EXISTS (
+            SELECT FROM pg_trigger t
+             WHERE t.tgrelid = d.member AND t.tgenabled = 'A'
+               AND t.tgfoid = 'encryption.keep_in_step()'::regprocedure
+               AND t.tgname = encryption.migration_trigger_name(migration.job_id))
+    ) found (offence);
+    IF offender IS NOT NULL THEN
+        PERFORM encryption.refuse_migration('altered',
+            encryption.migration_subject(migration), offender);
+    END IF;
+END $$;
+
+-- Refuses what the call has to accept in so many words, and what is in the way.
+CREATE FUNCTION encryption.check_accepted(
+        table_id oid, from_name name, to_name name, direction text, accepted text[])
+    RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    offenders text;
+BEGIN
+    SELECT string_agg(format('%s: %s%s', d.object, d.effect,
+               CASE WHEN d.needs = 'removal' THEN '' ELSE format(' (accept => %L)', d.needs) END), E'\n')
+      INTO offenders
+      FROM encryption.migration_effects(table_id, from_name, to_name, direction) d
+     WHERE d.needs IS NOT NULL AND d.needs <> ALL (accepted);
+    IF offenders IS NOT NULL THEN
+        PERFORM encryption.refuse_migration('dependents', format('column "%s" of table "%s"', from_name, table_id::regclass), offenders);
+    END IF;
+END $$;
+
+-- The dependents of a column, and what else about its table matters to a migration.
+CREATE FUNCTION encryption.migration_effects(
+        table_id oid, from_name name, to_name name, direction text)
+    RETURNS TABLE (kind text, object text, effect text, needs text, statement text)
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT d.kind, d.object, d.effect, d.needs,
+                        CASE WHEN d.kind = 'index' THEN d.statement END
+                   FROM encryption.column_dependents(table_id, from_name, to_name, direction) d;
+
+    -- Triggers see each row that is filled in, as an UPDATE of it.
+    RETURN QUERY
+    SELECT 'trigger', format('trigger %I on %s', t.tgname, t.tgrelid::regclass),
+           CASE WHEN t.tgenabled IN ('A', 'R')
+                THEN 'fires for each row that is filled in, since it is enabled ALWAYS or for replicas'
+                WHEN encryption.may_silence_triggers() THEN 'does not fire for rows that are filled in'
+                ELSE 'fires for each row that is filled in, unless the caller may set session_replication_role' END
+           || ', and its function meets the column''s new type',
+           CASE WHEN t.tgenabled IN ('A', 'R') OR NOT encryption.may_silence_triggers() THEN 'fire_triggers' END,
+           NULL::text
+      FROM encryption.descendants(table_id) d
+      JOIN pg_trigger t ON t.tgrelid = d.member
+     WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'D'
+       AND t.tgfoid <> 'encryption.keep_in_step()'::regprocedure
+       -- 16: UPDATE (src/include/catalog/pg_trigger.h). One for other columns alone doesn't fire.
+       AND t.tgtype & 16 <> 0 AND t.tgattr::text = '';
+    RETURN QUERY
+    SELECT 'trigger', format('trigger %I on %s', t.tgname, t.tgrelid::regclass),
+           'is called after the migration''s, whose name sorts before it: what it writes to the column would not be kept in step. Rename it',
+           'removal', NULL::text
+      FROM encryption.descendants(table_id) d
+      JOIN pg_trigger t ON t.tgrelid = d.member
+     -- 1: for each row, 2: before.
+     WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgtype & 3 = 3
+       AND t.tgfoid <> 'encryption.keep_in_step()'::regprocedure
+       AND t.tgname::text COLLATE "C" > '~encryption_ext';
+
+    RETURN QUERY
+    SELECT 'publication', format('publication %I', p.pubname),
+           'subscribers need the new column before it is here, or their subscriptions stop', 'published', NULL::text
+      FROM pg_publication p
+     WHERE EXISTS (SELECT FROM encryption.descendants(table_id) d
+                     JOIN pg_class c ON c.oid = d.member
+                     JOIN pg_namespace n ON n.oid = c.relnamespace
+                     JOIN pg_publication_tables t ON t.schemaname = n.nspname AND t.tablename = c.relname
+                    WHERE t.pubname = p.pubname);
+
+    RETURN QUERY
+    SELECT 'replica identity', d.member::regclass::text,
+           'is FULL: old rows are logged with both columns', NULL, NULL
+      FROM encryption.descendants(table_id) d JOIN pg_class c ON c.oid = d.member
+     WHERE c.relreplident = 'f';
+
+    RETURN QUERY
+    SELECT CASE WHEN a.attnotnull THEN 'not null' ELSE 'default' END, d.member::regclass::text,
+           'is carried over', NULL, NULL
+      FROM encryption.descendants(table_id) d
+      JOIN pg_attribute a ON a.attrelid = d.member AND a.attname = from_name
+     WHERE a.attnotnull AND d.depth = 0;
+    RETURN QUERY
+    SELECT 'default', pg_get_expr(f.adbin, f.adrelid), 'is carried over; its text stays readable in the system catalog', NULL, NULL
+      FROM pg_attribute a JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+     WHERE a.attrelid = table_id AND a.attname = from_name;
+
+    RETURN QUERY
+    SELECT 'type', format_type(a.atttypid, a.atttypmod),
+           CASE WHEN t.typtype = 'd' THEN 'the constraints of the domain are no longer checked once the column is dropped'
+                ELSE format('the limit of %s characters is no longer checked once the column is dropped', a.atttypmod - 4) END,
+           NULL, NULL
+      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = table_id AND a.attname = from_name AND direction = 'encrypt'
+       AND (t.typtype = 'd' OR a.atttypmod > 4 AND a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype));
+
+    -- What is a matter of text and not of dependencies can only be pointed at.
+    RETURN QUERY
+    SELECT 'function', f.oid::regprocedure::text, 'mentions the column in its text: check it', NULL, NULL
+      FROM pg_proc f JOIN pg_language l ON l.oid = f.prolang
+     WHERE l.lanname NOT IN ('internal', 'c') AND f.pronamespace <> 'encryption'::regnamespace
+       AND f.prosrc ~ format('\m%s\M', regexp_replace(from_name::text, '(\W)', '\\\1', 'g'))
+       AND (f.prosrc ~ format('\m%s\M', regexp_replace((SELECT relname::text FROM pg_class WHERE oid = table_id), '(\W)', '\\\1', 'g'))
+            OR f.prorettype = 'trigger'::regtype)
+       AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e');
+    RETURN QUERY
+    SELECT 'statements', 'SELECT *, INSERT without a list of columns',
+           'the new column is the last one; name the columns', NULL, NULL;
+    RETURN QUERY
+    SELECT 'statements', 'prepared statements that return the column',
+           'fail once with "cached plan must not change result type" (0A000) after the exchange of names', NULL, NULL;
+END $$;
+
+CREATE FUNCTION encryption.may_silence_triggers() RETURNS boolean
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        RETURN true;
+    ELSIF current_setting('server_version_num')::integer >= 150000 THEN
+        RETURN has_parameter_privilege('session_replication_role', 'SET');
+    END IF;
+    RETURN false;
+END $$;
+
+-- The first transaction: the new column, the trigger, the index counterparts that are built while
+-- they are empty, and the ranges of rows that are to be filled in.
+CREATE FUNCTION encryption.begin_migration(
+        table_id oid, column_name name, direction text, options jsonb)
+    RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    encrypted  name := encryption.with_suffix(column_name, '_encrypted');
+    plaintext  name := encryption.with_suffix(column_name, '_plaintext');
+    migration  encryption.migration;
+    subject    record;
+    descendant record;
+    dependent  record;
+    collating  text;
+BEGIN
+    PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
+    SELECT * INTO subject FROM encryption.check_migration_subject(
+        table_id, column_name, direction, options ->> 'key', options ->> 'type');
+    migration.target_name := CASE direction WHEN 'encrypt' THEN encrypted ELSE plaintext END;
+    migration.source_name := CASE direction WHEN 'encrypt' THEN plaintext ELSE encrypted END;
+    PERFORM encryption.check_key_of_owner(table_id, subject.effective_key);
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', table_id::regclass);
+    -- Another caller was faster.
+    IF (encryption.find_migration(table_id, column_name)).phase NOT IN ('finished', 'rolled back') THEN
+        RETURN;
+    END IF;
+    FOR descendant IN
+        SELECT d.member, a.attname FROM encryption.descendants(table_id) d
+          JOIN pg_attribute a ON a.attrelid = d.member AND NOT a.attisdropped
+         WHERE a.attname IN (encrypted, plaintext) LIMIT 1
+    LOOP
+        PERFORM encryption.refuse_migration('name taken',
+            format('column "%s" of table "%s"', descendant.attname, descendant.member::regclass));
+    END LOOP;
+    PERFORM encryption.check_accepted(table_id, column_name, migration.target_name, direction,
+        ARRAY(SELECT jsonb_array_elements_text(options -> 'accepted')));
+
+    SELECT CASE WHEN c.oid IS NULL THEN '' ELSE format(' COLLATE %I.%I', n.nspname, c.collname) END INTO collating
+      FROM pg_attribute a
+      LEFT JOIN pg_collation c ON c.oid = a.attcollation AND c.oid <> 100 AND subject.target_type !~ 'bytea'
+      LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
+     WHERE a.attrelid = table_id AND a.attname = begin_migration.column_name;
+    EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s%s',
+                   table_id::regclass, migration.target_name, subject.target_type, collating);
+
+    SELECT j.job_id INTO migration.job_id
+      FROM encryption.begin_job(direction, table_id, column_name, subject.effective_key, options - 'path') j;
+    INSERT INTO encryption.migration (job_id, direction, table_id, column_name, target_name, source_name,
+                                      source_type, target_type, key_name, accepted, members)
+    SELECT migration.job_id, direction, table_id, column_name, migration.target_name, migration.source_name,
+           subject.source_type, format_type(a.atttypid, a.atttypmod), subject.effective_key,
+           ARRAY(SELECT jsonb_array_elements_text(options -> 'accepted')),
+           ARRAY(SELECT d.member FROM encryption.descendants(table_id) d WHERE d.relkind = 'r')
+      FROM pg_attribute a WHERE a.attrelid = table_id AND a.attname = migration.target_name
+    RETURNING * INTO migration;
+    PERFORM encryption.make_migration_trigger(migration.job_id, table_id, column_name, migration.target_name);
+
+    -- A constraint that is validated later, under a weak lock, lets SET NOT NULL do without a scan.
+    FOR descendant IN
+        SELECT d.member FROM encryption.descendants(table_id) d
+          JOIN pg_attribute a ON a.attrelid = d.member AND a.attname = begin_migration.column_name
+         WHERE a.attnotnull ORDER BY d.depth, d.member
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = descendant.member
+                          AND c.conname = encryption.migration_trigger_name(migration.job_id)) THEN
+            EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%I IS NOT NULL) NOT VALID',
+                           descendant.member::regclass,
+                           encryption.migration_trigger_name(migration.job_id), migration.target_name);
+        END IF;
+    END LOOP;
+
+    IF encryption.builds_indexes_inline(table_id, options ->> 'indexes') THEN
+        FOR dependent IN SELECT d.statement FROM encryption.column_dependents(
+                             table_id, column_name, migration.target_name, direction) d
+                          WHERE d.kind = 'index' AND d.statement IS NOT NULL
+        LOOP
+            PERFORM encryption.execute_with_path(dependent.statement, encryption.definition_path());
+        END LOOP;
+    END IF;
+    -- The lock is held: what is in the tables now is all that comes without the new column.
+    PERFORM encryption.plan_ranges(migration.job_id, 'walk', migration.members);
+    UPDATE encryption.migration m SET phase = 'backfilling' WHERE m.job_id = migration.job_id;
+END $$;
+
+-- An index that is built on the empty column keeps writers out while the table is read once. That is
+-- a matter of a second up to 256 MB.
+CREATE FUNCTION encryption.builds_indexes_inline(table_id oid, choice text) RETURNS boolean
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT choice = 'inline' OR choice = 'auto' AND (
+        SELECT sum(pg_relation_size(d.member)) <= 256 * 1024 * 1024 FROM encryption.descendants(table_id) d
+         WHERE d.relkind = 'r')
+$$;
+
+-- One batch of a claimed range; returns the rows that were filled in, or compared.
+CREATE FUNCTION encryption.migrate_range(
+        migration encryption.migration, step text, range_id bigint, range_table oid, first_block bigint,
+        end_block bigint, options jsonb)
+    RETURNS bigint
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    rows_per_block double precision := (SELECT CASE WHEN relpages > 0 AND reltuples > 0 THEN reltuples / relpages ELSE 60 END
+                                          FROM pg_class WHERE oid = range_table);
+    next_block bigint := least(end_block, first_block
+        + greatest(1, ceil((options ->> 'batch_size')::integer / rows_per_block))::bigint);
+    here       text := format('ctid >= ''(%s,0)'' AND ctid < ''(%s,0)''', first_block, next_block);
+    missing    text := format('%I IS NOT NULL AND %I IS NULL', migration.column_name, migration.target_name);
+    found      record;
+    affected   bigint := 0;
+BEGIN
+    IF NOT 'fire_triggers' = ANY (migration.accepted) AND encryption.may_silence_triggers() THEN
+        PERFORM set_config('session_replication_role', 'replica', true);
+    END IF;
+    IF step = 'walk' THEN
+        -- The trigger fills in what is missing. A batch that waits for a row's lock holds others, so
+        -- it must give up before the deadlock timeout of whoever waits for those.
+        BEGIN
+            PERFORM set_config('lock_timeout', '100ms', true);
+            affected := encryption.execute_with_path(format('UPDATE ONLY %s SET %I = %I WHERE %s AND %s',
+                range_table::regclass, migration.target_name, migration.target_name, here, missing), options ->> 'path');
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            -- Rows that are locked now are left to the verification.
+            affected := encryption.fill_unlocked(migration, range_table, here, missing, options);
+        END;
+    ELSE
+        FOR attempt IN 1 .. 2 LOOP
+            EXECUTE format(
+                'SELECT count(%1$I) AS compared,
+                        count(*) FILTER (WHERE %3$s) AS missing,
+                        min(ctid) FILTER (WHERE %2$I IS NOT NULL AND (%1$I IS NULL OR NOT %4$s)) AS different
+                   FROM ONLY %5$s WHERE %6$s',
+                migration.column_name, migration.target_name, missing, encryption.equality(migration),
+                range_table::regclass, here)
+            INTO found;
+            IF found.different IS NOT NULL THEN
+                PERFORM encryption.refuse_migration('differs', format('column "%s" of table "%s"', migration.column_name, range_table::regclass),
+                    found.different::text);
+            END IF;
+            EXIT WHEN found.missing = 0;
+            PERFORM encryption.fill_unlocked(migration, range_table, here, missing, options);
+        END LOOP;
+        -- Somebody keeps rows locked that were there before the migration: come back later.
+        IF found.missing > 0 THEN
+            RAISE lock_not_available;
+        END IF;
+        affected := found.compared;
+    END IF;
+    PERFORM encryption.advance_range(range_id, next_block, affected, 0, 0);
+    RETURN affected;
+END $$;
+
+CREATE FUNCTION encryption.fill_unlocked(
+        migration encryption.migration, range_table oid, here text, missing text, options jsonb)
+    RETURNS bigint
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT encryption.execute_with_path(format(
+        'UPDATE ONLY %1$s SET %2$I = %2$I
+          WHERE ctid = ANY (ARRAY(SELECT ctid FROM ONLY %1$s WHERE %3$s AND %4$s FOR NO KEY UPDATE SKIP LOCKED))',
+        range_table::regclass, (migration).target_name, here, missing), options ->> 'path')
+$$;
+
+-- Bytes are compared, whatever a collation says is equal.
+CREATE FUNCTION encryption.equality(migration encryption.migration) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN format_type ~ 'encrypted_bytea'
+                THEN format('%I::bytea = %I::bytea', migration.column_name, migration.target_name)
+                ELSE format('%I::text COLLATE "C" = %I::text COLLATE "C"', migration.column_name, migration.target_name)
+           END
+      FROM (SELECT CASE migration.direction WHEN 'encrypt' THEN migration.target_type ELSE migration.source_type END) t (format_type)
+$$;
+
+-- The counterparts of indexes that are not there yet.
+CREATE FUNCTION encryption.missing_indexes(migration encryption.migration)
+    RETURNS TABLE (statement text, member oid)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT d.statement, d.member
+      FROM encryption.column_dependents(migration.table_id, migration.column_name, migration.target_name,
+                                        migration.direction) d
+     WHERE d.kind = 'index' AND d.statement IS NOT NULL
+       AND NOT EXISTS (
+        SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+         WHERE i.indrelid = d.member AND i.indisvalid AND i.indisready
+           AND c.relname = encryption.with_suffix(
+                (SELECT relname FROM pg_class WHERE oid = d.object_id),
+                CASE migration.direction WHEN 'encrypt' THEN '_encrypted' ELSE '_plaintext' END))
+$$;
+
+-- The same index in statements that keep no writer waiting, for someone to run: CREATE INDEX
+-- CONCURRENTLY can't be run by a procedure, and of a partitioned table builds one partition at a time.
+CREATE FUNCTION encryption.concurrent_statements(statement text, table_id oid) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    -- CREATE [UNIQUE] INDEX name ON table ...
+    parts     text[] := regexp_match(statement, '^(CREATE (?:UNIQUE )?INDEX) (".*?"|[^ ]+) ON (.*?) (USING .*)$');
+    schema    text := (SELECT quote_ident(nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+                        WHERE c.oid = table_id);
+    partition record;
+    part_name name;
+BEGIN
+    IF (SELECT relkind FROM pg_class WHERE oid = table_id) <> 'p' THEN
+        RETURN NEXT format('%s CONCURRENTLY %s ON %s %s', parts[1], parts[2], parts[3], parts[4]);
+        RETURN;
+    END IF;
+    RETURN NEXT format('%s %s ON ONLY %s %s', parts[1], parts[2], parts[3], parts[4]);
+    FOR partition IN SELECT d.member, c.relname, c.relkind,
+                            (SELECT inhparent FROM pg_inherits WHERE inhrelid = d.member) AS parent
+                       FROM encryption.descendants(table_id) d JOIN pg_class c ON c.oid = d.member WHERE d.depth > 0
+    LOOP
+        part_name := encryption.partition_index_name(parts[2], partition.member);
+        RETURN NEXT format('%s %s %I ON %s%s %s', parts[1],
+            CASE partition.relkind WHEN 'p' THEN '' ELSE 'CONCURRENTLY' END, part_name,
+            CASE partition.relkind WHEN 'p' THEN 'ONLY ' ELSE '' END, partition.member::regclass, parts[4]);
+    END LOOP;
+    FOR partition IN SELECT d.member, i.inhparent AS parent
+                       FROM encryption.descendants(table_id) d JOIN pg_inherits i ON i.inhrelid = d.member
+                      WHERE d.depth > 0 ORDER BY d.depth DESC
+    LOOP
+        RETURN NEXT format('ALTER INDEX %s.%s ATTACH PARTITION %s.%I', schema,
+            CASE WHEN partition.parent = table_id THEN parts[2]
+                 ELSE quote_ident(encryption.partition_index_name(parts[2], partition.parent)) END,
+            (SELECT quote_ident(nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+              WHERE c.oid = partition.member),
+            encryption.partition_index_name(parts[2], partition.member));
+    END LOOP;
+END $$;
+
+CREATE FUNCTION encryption.partition_index_name(parent text, partition_id oid) RETURNS name
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT encryption.with_suffix(trim(both '"' from parent)::name, '_' || partition_id)
+$$;
+
+-- What makes a view again as it is: definition, options, owner, privileges, comments, triggers.
+CREATE FUNCTION encryption.view_script(view_id oid) RETURNS text[]
+    LANGUAGE sql STABLE SET search_path = pg_catalog, @extschema@, pg_temp AS $$
+    SELECT ARRAY[format('CREATE OR REPLACE VIEW %s%s AS %s', encryption.qualified_name(view_id),
+                        CASE WHEN c.reloptions IS NULL THEN ''
+                             ELSE format(' WITH (%s)', array_to_string(c.reloptions, ', ')) END,
+                        pg_get_viewdef(view_id)),
+                 format('ALTER VIEW %s OWNER TO %I', encryption.qualified_name(view_id), pg_get_userbyid(c.relowner))]
+        -- The owner's privileges go with CREATE, unless someone took them.
+        || CASE WHEN c.relacl IS NULL THEN '{}'
+                ELSE ARRAY[format('REVOKE ALL ON %s FROM %I', encryption.qualified_name(view_id), pg_get_userbyid(c.relowner))] END
+        || ARRAY(SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, encryption.qualified_name(view_id),
+                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+                               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+                   FROM aclexplode(c.relacl) a)
+        || ARRAY(SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, encryption.qualified_name(view_id),
+                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+                               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+                   FROM pg_attribute t, aclexplode(t.attacl) a WHERE t.attrelid = view_id)
+        || ARRAY(SELECT format('COMMENT ON VIEW %s IS %L', encryption.qualified_name(view_id), description)
+                   FROM pg_description WHERE objoid = view_id AND classoid = 'pg_class'::regclass AND objsubid = 0)
+        || ARRAY(SELECT format('COMMENT ON COLUMN %s.%I IS %L', encryption.qualified_name(view_id), t.attname, description)
+                   FROM pg_description JOIN pg_attribute t ON t.attrelid = view_id AND t.attnum = objsubid
+                  WHERE objoid = view_id AND classoid = 'pg_class'::regclass)
+        || ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', encryption.qualified_name(view_id), t.attname,
+                               pg_get_expr(f.adbin, f.adrelid))
+                   FROM pg_attrdef f JOIN pg_attribute t ON t.attrelid = f.adrelid AND t.attnum = f.adnum
+                  WHERE f.adrelid = view_id)
+        || ARRAY(SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = view_id AND NOT tgisinternal)
+      FROM pg_class c WHERE c.oid = view_id
+$$;
+
+-- What a column is apart from its type, given to the one that gets its name: default, privileges,
+-- comment, statistics, security labels. (The old one keeps its NOT NULL, so that the way back does.)
+CREATE FUNCTION encryption.move_column_properties(table_id oid, from_name name, to_name name)
+    RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    descendant record;
+    acl        record;
+    label      record;
+    grantee    text;
+    target     text;
+    comment_   text;
+    option     text;
+BEGIN
+    FOR descendant IN
+        SELECT d.member, a.attnum, a.attacl, a.attoptions, to_jsonb(a) ->> 'attstattarget' AS statistics,
+               pg_get_expr(f.adbin, f.adrelid) AS default_
+          FROM encryption.descendants(table_id) d
+          JOIN pg_attribute a ON a.attrelid = d.member AND a.attname = from_name
+          LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+         ORDER BY d.depth, d.member
+    LOOP
+        target := format('ALTER TABLE ONLY %s ALTER COLUMN ', descendant.member::regclass);
+        IF descendant.default_ IS NOT NULL THEN
+            EXECUTE format('%s %I SET DEFAULT %s', target, to_name, descendant.default_);
+            EXECUTE format('%s %I DROP DEFAULT', target, from_name);
+        END IF;
+        FOR acl IN SELECT a.grantee, a.privilege_type, a.is_grantable FROM aclexplode(descendant.attacl) a LOOP
+            grantee := CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END;
+            EXECUTE format('GRANT %s (%I) ON %s TO %s%s', acl.privilege_type, to_name, descendant.member::regclass,
+                           grantee, CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+            EXECUTE format('REVOKE %s (%I) ON %s FROM %s CASCADE', acl.privilege_type, from_name,
+                           descendant.member::regclass, grantee);
+        END LOOP;
+        comment_ := col_description(descendant.member, descendant.attnum);
+        IF comment_ IS NOT NULL THEN
+            EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', descendant.member::regclass, to_name, comment_);
+        END IF;
+        IF descendant.statistics::integer >= 0 THEN
+            EXECUTE format('%s %I SET STATISTICS %s', target, to_name, descendant.statistics);
+        END IF;
+        FOREACH option IN ARRAY coalesce(descendant.attoptions, '{}') LOOP
+            IF option LIKE 'n\_distinct%' THEN
+                EXECUTE format('%s %I SET (%s)', target, to_name, option);
+            END IF;
+        END LOOP;
+        FOR label IN SELECT provider, l.label FROM pg_seclabel l
+                      WHERE l.classoid = 'pg_class'::regclass AND l.objoid = descendant.member
+                        AND l.objsubid = descendant.attnum
+        LOOP
+            EXECUTE format('SECURITY LABEL FOR %I ON COLUMN %s.%I IS %L', label.provider,
+                           descendant.member::regclass, to_name, label.label);
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- The short moment: the columns exchange their names, and all that named the column is made again
+-- with the one that has its name now. `forward` is false on the way back.
+CREATE FUNCTION encryption.exchange_names(migration encryption.migration, forward boolean)
+    RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, @extschema@, pg_temp AS $$
+DECLARE
+    root        regclass := migration.table_id::regclass;
+    column_name name := migration.column_name;
+    -- What the column that gets the name is called before, and what the other one is afterwards.
+    coming      name := CASE WHEN forward THEN migration.target_name ELSE migration.source_name END;
+    going       name := CASE WHEN forward THEN migration.source_name ELSE migration.target_name END;
+    suffix      text := CASE WHEN (migration.direction = 'encrypt') = forward THEN '_plaintext' ELSE '_encrypted' END;
+    views       oid[];
+    scripts     jsonb := '[]';
+    again       text[] := '{}';
+    given_away  jsonb := '[]';
+    dependent   record;
+    statement   text;
+BEGIN
+    -- Definitions are read while the names are what they are: as text they mean the new column.
+    SELECT coalesce(array_agg(v.view_id ORDER BY v.depth), '{}') INTO views FROM (
+        WITH RECURSIVE outer_view (view_id, depth) AS (
+            SELECT d.object_id, 0
+              FROM encryption.column_dependents(migration.table_id, column_name, coming, migration.direction) d
+             WHERE d.kind = 'view'
+          UNION
+            SELECT r.ev_class, o.depth + 1
+              FROM outer_view o
+              JOIN pg_depend p ON p.refclassid = 'pg_class'::regclass AND p.refobjid = o.view_id
+                              AND p.classid = 'pg_rewrite'::regclass
+              JOIN pg_rewrite r ON r.oid = p.objid AND r.ev_class <> o.view_id
+        )
+        SELECT o.view_id, max(o.depth) AS depth FROM outer_view o GROUP BY 1) v;
+    SELECT coalesce(jsonb_agg(to_jsonb(encryption.view_script(v.view_id)) ORDER BY v.n), '[]') INTO scripts
+      FROM unnest(views) WITH ORDINALITY v (view_id, n);
+
+    FOR dependent IN
+        SELECT d.* FROM encryption.column_dependents(migration.table_id, column_name, coming, migration.direction) d
+    LOOP
+        CASE dependent.kind
+        WHEN 'policy', 'function' THEN
+            again := again || dependent.statement;
+        WHEN 'trigger' THEN
+            again := again || dependent.statement || (
+                SELECT format('ALTER TABLE %s %s TRIGGER %I', t.tgrelid::regclass,
+                              CASE t.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS'
+                                               WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, t.tgname)
+                  FROM pg_trigger t WHERE t.oid = dependent.object_id);
+            EXECUTE (SELECT format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass)
+                       FROM pg_trigger t WHERE t.oid = dependent.object_id);
+        WHEN 'check constraint' THEN
+            IF forward AND dependent.object_id NOT IN (
+                SELECT c.oid FROM pg_constraint c
+                 WHERE c.conname = encryption.migration_trigger_name(migration.job_id)) THEN
+                SELECT given_away || jsonb_build_object('kind', 'constraint', 'table', c.conrelid, 'oid', c.oid, 'name', c.conname),
+                       format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', c.conrelid::regclass, c.conname,
+                              encryption.with_suffix(c.conname, suffix))
+                  INTO given_away, statement FROM pg_constraint c WHERE c.oid = dependent.object_id;
+                EXECUTE statement;
+                again := again || dependent.statement;
+            END IF;
+        WHEN 'index' THEN
+            IF forward AND dependent.statement IS NOT NULL THEN
+                SELECT given_away || jsonb_build_object('kind', 'index', 'oid', c.oid, 'name', c.relname),
+                       format('ALTER INDEX %s RENAME TO %I', c.oid::regclass, encryption.with_suffix(c.relname, suffix))
+                  INTO given_away, statement FROM pg_class c WHERE c.oid = dependent.object_id;
+                EXECUTE statement;
+                SELECT format('ALTER INDEX %I.%I RENAME TO %I', n.nspname,
+                              encryption.with_suffix((given_away -> -1 ->> 'name')::name,
+                                  CASE suffix WHEN '_plaintext' THEN '_encrypted' ELSE '_plaintext' END),
+                              given_away -> -1 ->> 'name')
+                  INTO statement
+                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = dependent.object_id;
+                EXECUTE statement;
+            END IF;
+        ELSE NULL;
+        END CASE;
+    END LOOP;
+    -- Sessions that have run a trigger's function have plans of it that expect the column's old type.
+    -- Made anew, it is compiled anew everywhere.
+    again := again || ARRAY(
+        SELECT DISTINCT pg_get_functiondef(f.oid)
+          FROM encryption.descendants(migration.table_id) d
+          JOIN pg_trigger t ON t.tgrelid = d.member AND NOT t.tgisinternal
+          JOIN pg_proc f ON f.oid = t.tgfoid
+          JOIN pg_language l ON l.oid = f.prolang AND l.lanname = 'plpgsql'
+         WHERE pg_has_role(f.proowner, 'USAGE')
+           AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass
+                              AND e.objid = f.oid AND e.deptype = 'e'));
+
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', root, column_name, going);
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', root, coming, column_name);
+    PERFORM encryption.make_migration_trigger(migration.job_id, migration.table_id, column_name, going);
+    IF forward THEN
+        PERFORM encryption.set_not_null(migration);
+    END IF;
+    PERFORM encryption.move_column_properties(migration.table_id, going, column_name);
+
+    FOREACH statement IN ARRAY again LOOP
+        EXECUTE statement;
+    END LOOP;
+    PERFORM encryption.make_views_again(views, scripts);
+
+    UPDATE encryption.migration m
+       SET renamed = CASE WHEN forward THEN given_away ELSE m.renamed END
+     WHERE m.job_id = migration.job_id;
+END $$;
+
+-- A view whose columns keep their types is replaced. Otherwise it and those over it are dropped and
+-- made again.
+CREATE FUNCTION encryption.make_views_again(views oid[], scripts jsonb) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, @extschema@, pg_temp AS $$
+DECLARE
+    statement text;
+BEGIN
+    BEGIN
+        FOR n IN 1 .. cardinality(views) LOOP
+            EXECUTE scripts -> (n - 1) ->> 0;
+        END LOOP;
+        RETURN;
+    EXCEPTION WHEN invalid_table_definition THEN
+        NULL;
+    END;
+    FOR n IN REVERSE cardinality(views) .. 1 LOOP
+        EXECUTE format('DROP VIEW %s', encryption.qualified_name(views[n]));
+    END LOOP;
+    FOR n IN 1 .. cardinality(views) LOOP
+        FOR statement IN SELECT jsonb_array_elements_text(scripts -> (n - 1)) LOOP
+            EXECUTE statement;
+        END LOOP;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION encryption.set_not_null(migration encryption.migration) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    descendant record;
+    helper     name := encryption.migration_trigger_name(migration.job_id);
+BEGIN
+    FOR descendant IN
+        SELECT d.member FROM encryption.descendants(migration.table_id) d
+          JOIN pg_constraint c ON c.conrelid = d.member AND c.conname = helper AND c.coninhcount = 0
+         ORDER BY d.depth, d.member
+    LOOP
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', descendant.member::regclass, migration.column_name);
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', descendant.member::regclass, helper);
+    END LOOP;
+END $$;
+
+-- The transaction of the swap, with the table locked. Returns the statements that build indexes
+-- which are still missing, in which case nothing was done; an empty array if it is swapped.
+CREATE FUNCTION encryption.swap_columns(migration encryption.migration, options jsonb) RETURNS text[]
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    newcomers  oid[];
+    statements text[];
+    descendant record;
+BEGIN
+    PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', migration.table_id::regclass);
+    SELECT * INTO migration FROM encryption.migration m WHERE m.job_id = migration.job_id FOR UPDATE;
+    IF migration.phase <> 'verified' THEN
+        RETURN '{}';
+    END IF;
+    PERFORM encryption.check_migration_intact(migration);
+    PERFORM encryption.check_accepted(migration.table_id, migration.column_name, migration.target_name,
+                                      migration.direction, migration.accepted);
+    -- Partitions that were attached meanwhile bring rows of their own.
+    newcomers := ARRAY(SELECT d.member FROM encryption.descendants(migration.table_id) d
+                        WHERE d.relkind = 'r' AND d.member <> ALL (migration.members));
+    IF newcomers <> '{}' THEN
+        UPDATE encryption.migration m SET phase = 'backfilling', members = migration.members || newcomers
+         WHERE m.job_id = migration.job_id;
+        PERFORM encryption.plan_ranges(migration.job_id, 'walk', newcomers);
+        RETURN '{}';
+    END IF;
+    IF EXISTS (SELECT FROM encryption.missing_indexes(migration)) THEN
+        IF NOT encryption.builds_indexes_inline(migration.table_id, options ->> 'indexes') THEN
+            RETURN ARRAY(SELECT s FROM encryption.missing_indexes(migration) m,
+                                       encryption.concurrent_statements(m.statement, m.member) s);
+        END IF;
+        FOR descendant IN SELECT m.statement FROM encryption.missing_indexes(migration) m LOOP
+            PERFORM encryption.execute_with_path(descendant.statement, encryption.definition_path());
+        END LOOP;
+    END IF;
+    UPDATE encryption.migration m SET phase = 'changing' WHERE m.job_id = migration.job_id;
+    PERFORM encryption.exchange_names(migration, true);
+    UPDATE encryption.migration m SET phase = 'swapped' WHERE m.job_id = migration.job_id;
+    RETURN '{}';
+END $$;
+
+-- The constraints that the swap left to be validated under a weak lock.
+CREATE FUNCTION encryption.unvalidated_constraints(migration encryption.migration)
+    RETURNS TABLE (table_id oid, constraint_name name)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.conrelid, c.conname
+      FROM jsonb_to_recordset(migration.renamed) AS r (kind text, "table" oid, oid oid, name name)
+      JOIN pg_constraint c ON c.conrelid = r."table" AND c.conname = r.name AND NOT c.convalidated
+      -- One that wasn't valid before stays so.
+      JOIN pg_constraint former ON former.oid = r.oid AND former.convalidated
+     WHERE r.kind = 'constraint'
+$$;
+
+-- One transaction's work of an execution.
+CREATE FUNCTION encryption.execute_step(
+        migration encryption.migration, options jsonb, INOUT preferred bigint,
+        OUT done boolean, OUT wait double precision)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    claimed   record;
+    indexes   text[];
+    weak      record;
+BEGIN
+    done := false;
+    wait := 0;
+    CASE
+    WHEN migration.phase IN ('backfilling', 'verifying') THEN
+        SELECT * INTO claimed FROM encryption.claim_range(migration.job_id, preferred);
+        IF claimed.range_id IS NOT NULL THEN
+            preferred := claimed.range_id;
+            PERFORM encryption.migrate_range(migration, claimed.step, claimed.range_id, claimed.table_id,
+                                             claimed.next_block, claimed.end_block, options);
+            wait := (options ->> 'pause')::double precision;
+        ELSIF claimed.others_work THEN
+            wait := 0.1;
+        ELSIF claimed.last_step = 'walk' THEN
+            IF encryption.plan_ranges(migration.job_id, 'verify', migration.members) THEN
+                UPDATE encryption.migration m SET phase = 'verifying' WHERE m.job_id = migration.job_id;
+                RAISE NOTICE '%: the rows are filled in, and are being verified', encryption.migration_subject(migration);
+            END IF;
+        ELSE
+            UPDATE encryption.migration m SET phase = 'verified'
+             WHERE m.job_id = migration.job_id AND m.phase = 'verifying';
+            RAISE NOTICE '%: every row is verified', encryption.migration_subject(migration);
+        END IF;
+    WHEN migration.phase = 'verified' THEN
+        FOR weak IN SELECT c.conrelid, c.conname
+                      FROM encryption.descendants(migration.table_id) d
+                      JOIN pg_constraint c ON c.conrelid = d.member
+                       AND c.conname = encryption.migration_trigger_name(migration.job_id) AND NOT c.convalidated
+                     ORDER BY d.depth LIMIT 1
+        LOOP
+            PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
+            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', weak.conrelid::regclass, weak.conname);
+            RETURN;
+        END LOOP;
+        indexes := encryption.swap_columns(migration, options);
+        IF indexes <> '{}' THEN
+            done := true;
+            RAISE NOTICE '%: waiting for indexes', encryption.migration_subject(migration)
+                USING HINT = E'Run these statements, then the same call again:\n' || array_to_string(indexes, E';\n') || ';';
+        END IF;
+    WHEN migration.phase = 'swapped' THEN
+        FOR weak IN SELECT * FROM encryption.unvalidated_constraints(migration) LIMIT 1 LOOP
+            PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
+            PERFORM encryption.execute_with_path(
+                format('ALTER TABLE %s VALIDATE CONSTRAINT %I', weak.table_id::regclass, weak.constraint_name),
+                options ->> 'path');
+            RETURN;
+        END LOOP;
+        done := true;
+        RAISE NOTICE '%: is % now; column "%" still has what it was made from', encryption.migration_subject(migration),
+            migration.target_type, migration.source_name
+            USING HINT = 'Action rollback goes back and keeps what is written meanwhile; action finish drops that column.';
+    END CASE;
+END $$;
+
+CREATE FUNCTION encryption.find_migration(table_id oid, column_name name) RETURNS encryption.migration
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT m FROM encryption.migration m
+     WHERE m.table_id = find_migration.table_id AND m.column_name = find_migration.column_name
+     ORDER BY m.job_id DESC LIMIT 1
+$$;
+
+-- VACUUM FULL and pg_repack give a table another file.
+CREATE FUNCTION encryption.files_of(table_id oid) RETURNS jsonb
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(jsonb_object_agg(d.member, pg_relation_filenode(d.member)), '{}')
+      FROM encryption.descendants(table_id) d WHERE d.relkind = 'r'
+$$;
+
+-- Back to where it was, before the swap or after it. What was written since is kept: the trigger
+-- wrote it to both columns.
+CREATE FUNCTION encryption.roll_back_migration(migration encryption.migration, options jsonb) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    item       record;
+    descendant record;
+BEGIN
+    PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', migration.table_id::regclass);
+    SELECT * INTO migration FROM encryption.migration m WHERE m.job_id = migration.job_id FOR UPDATE;
+    IF migration.phase = 'swapped' THEN
+        PERFORM encryption.check_migration_intact(migration);
+    END IF;
+    UPDATE encryption.migration m SET phase = 'changing' WHERE m.job_id = migration.job_id;
+    IF migration.phase = 'swapped' THEN
+        PERFORM encryption.exchange_names(migration, false);
+    END IF;
+    PERFORM encryption.drop_migration_trigger(migration.job_id, migration.table_id);
+    -- A column that someone dropped is no reason to stay here; another column of its name is.
+    IF EXISTS (SELECT FROM pg_attribute a
+                WHERE a.attrelid = migration.table_id AND a.attname = migration.target_name AND NOT a.attisdropped
+                  AND format_type(a.atttypid, a.atttypmod) <> migration.target_type) THEN
+        PERFORM encryption.refuse_migration('altered', encryption.migration_subject(migration),
+            format('column "%s" has another type', migration.target_name));
+    END IF;
+    EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', migration.table_id::regclass, migration.target_name);
+    FOR item IN SELECT r.kind, r.name, c.relname, n.nspname, k.conname, k.conrelid
+                  FROM jsonb_to_recordset(migration.renamed) AS r (kind text, oid oid, name name)
+                  LEFT JOIN pg_class c ON r.kind = 'index' AND c.oid = r.oid
+                  LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+                  LEFT JOIN pg_constraint k ON r.kind = 'constraint' AND k.oid = r.oid
+    LOOP
+        IF item.relname IS NOT NULL THEN
+            EXECUTE format('ALTER INDEX %I.%I RENAME TO %I', item.nspname, item.relname, item.name);
+        ELSIF item.conname IS NOT NULL THEN
+            EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', item.conrelid::regclass, item.conname, item.name);
+        END IF;
+    END LOOP;
+    UPDATE encryption.migration m
+       SET phase = 'rolled back', files = encryption.files_of(migration.table_id)
+     WHERE m.job_id = migration.job_id;
+    PERFORM encryption.set_job_state(migration.job_id, 'completed', NULL);
+    RAISE NOTICE '%: is % again, with all that was written since', encryption.migration_subject(migration), migration.source_type;
+END $$;
+
+CREATE FUNCTION encryption.finish_migration(migration encryption.migration, options jsonb) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', options ->> 'lock_timeout', true);
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', migration.table_id::regclass);
+    SELECT * INTO migration FROM encryption.migration m WHERE m.job_id = migration.job_id FOR UPDATE;
+    IF migration.phase <> 'swapped' THEN
+        PERFORM encryption.refuse_migration('phase', encryption.migration_subject(migration),
+            format('its migration is in phase "%s"', migration.phase));
+    END IF;
+    PERFORM encryption.check_migration_intact(migration);
+    UPDATE encryption.migration m SET phase = 'changing' WHERE m.job_id = migration.job_id;
+    PERFORM encryption.drop_migration_trigger(migration.job_id, migration.table_id);
+    EXECUTE format('ALTER TABLE %s DROP COLUMN %I', migration.table_id::regclass, migration.source_name);
+    UPDATE encryption.migration m
+       SET phase = 'finished', files = encryption.files_of(migration.table_id)
+     WHERE m.job_id = migration.job_id;
+    PERFORM encryption.set_job_state(migration.job_id, 'completed', NULL);
+    IF migration.direction = 'encrypt' THEN
+        RAISE NOTICE '%: the plaintext column is dropped', encryption.migration_subject(migration)
+            USING DETAIL = 'The old values are still in the table''s files, in WAL, and in backups and replicas that were made before.',
+                  HINT = format('Run VACUUM FULL %s (or pg_repack), and retire what was made before that.', migration.table_id::regclass);
+    ELSE
+        RAISE NOTICE '%: the encrypted column is dropped', encryption.migration_subject(migration);
+    END IF;
+END $$;
+
+-- One transaction's work of a call.
+CREATE FUNCTION encryption.migration_act(
+        table_id oid, column_name name, direction text, action text, options jsonb,
+        INOUT preferred bigint, OUT done boolean, OUT wait double precision)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    migration encryption.migration := encryption.find_migration(table_id, column_name);
+    subject   text := format('column "%s" of table "%s"', column_name, table_id::regclass);
+    is_live   boolean := coalesce(migration.phase NOT IN ('finished', 'rolled back'), false);
+BEGIN
+    done := true;
+    wait := 0;
+    IF NOT pg_has_role((SELECT relowner FROM pg_class WHERE oid = table_id), 'USAGE') THEN
+        PERFORM encryption.refuse_migration('not owner', table_id::regclass::text);
+    ELSIF is_live AND migration.direction <> direction AND action NOT IN ('plan', 'status') THEN
+        PERFORM encryption.refuse_migration('phase', subject, 'it is being migrated in the other direction');
+    ELSIF action IN ('rollback', 'finish') AND NOT is_live THEN
+        PERFORM encryption.refuse_migration('no migration', subject, coalesce(migration.phase, 'never begun'));
+    ELSIF action = 'finish' AND migration.phase <> 'swapped' OR action = 'dry_run' AND is_live THEN
+        PERFORM encryption.refuse_migration('phase', subject, format('its migration is in phase "%s"', migration.phase));
+    ELSIF action = 'execute' AND is_live AND options ->> 'key' <> migration.key_name THEN
+        PERFORM encryption.refuse_migration('phase', subject, format('it is being migrated to key "%s"', migration.key_name));
+    END IF;
+
+    CASE action
+    WHEN 'plan' THEN
+        PERFORM encryption.tell_plan(table_id, column_name, direction, options);
+    WHEN 'status' THEN
+        PERFORM encryption.tell_status(table_id, column_name);
+    WHEN 'dry_run' THEN
+        PERFORM encryption.try_migration(table_id, column_name, direction, options);
+    WHEN 'rollback' THEN
+        PERFORM encryption.roll_back_migration(migration, options);
+    WHEN 'finish' THEN
+        PERFORM encryption.finish_migration(migration, options);
+    WHEN 'execute' THEN
+        IF NOT is_live THEN
+            PERFORM encryption.begin_migration(table_id, column_name, direction, options);
+            done := false;
+            RETURN;
+        END IF;
+        -- The first step of a call.
+        IF preferred IS NULL THEN
+            PERFORM encryption.set_job_state(migration.job_id, 'running', NULL);
+            UPDATE encryption.migration m
+               SET accepted = ARRAY(SELECT DISTINCT word FROM unnest(m.accepted
+                       || ARRAY(SELECT jsonb_array_elements_text(options -> 'accepted'))) word)
+             WHERE m.job_id = migration.job_id
+            RETURNING * INTO migration;
+            preferred := 0;
+        END IF;
+        SELECT e.preferred, e.done, e.wait INTO preferred, done, wait
+          FROM encryption.execute_step(migration, options, preferred) e;
+    ELSE
+        PERFORM encryption.refuse_migration('argument', 'action', 'plan, dry_run, execute, status, rollback or finish');
+    END CASE;
+END $$;
+
+-- The same, with what becomes of an error: a lock that can't be had is tried for again, what else
+-- stops an execution is noted with its job. `failure` is raised by the procedure, once that is
+-- committed if `noted`.
+CREATE FUNCTION encryption.migration_step(
+        table_id oid, column_name name, direction text, action text, options jsonb,
+        INOUT preferred bigint, INOUT tries integer,
+        OUT done boolean, OUT wait double precision, OUT failed boolean, OUT noted boolean, OUT failure jsonb)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    migration encryption.migration;
+BEGIN
+    failed := false;
+    noted := false;
+    IF tries >= (options ->> 'lock_tries')::integer THEN
+        PERFORM encryption.refuse_migration('locked', format('column "%s" of table "%s"', column_name, table_id::regclass), tries::text);
+    END IF;
+    SELECT a.preferred, a.done, a.wait INTO preferred, done, wait
+      FROM encryption.migration_act(table_id, column_name, direction, action, options, preferred) a;
+    tries := 0;
+EXCEPTION
+    WHEN lock_not_available OR deadlock_detected THEN
+        tries := tries + 1;
+        done := false;
+        -- Others get their turn in between, and two callers don't go on colliding.
+        wait := least(0.1 * tries, 2) * (0.5 + random() / 2);
+    WHEN OTHERS THEN
+        DECLARE
+            said    text;
+            detail  text;
+            hint    text;
+            context text;
+        BEGIN
+            GET STACKED DIAGNOSTICS said = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT,
+                                    context = PG_EXCEPTION_CONTEXT;
+            failed := true;
+            done := true;
+            -- An error of somebody else's tells by its context where it comes from.
+            failure := jsonb_build_object('code', SQLSTATE, 'said', said, 'hint', hint,
+                'detail', CASE WHEN detail = '' AND SQLSTATE !~ '^KE' THEN context ELSE detail END);
+            migration := encryption.find_migration(table_id, column_name);
+            IF action = 'execute' AND migration.phase NOT IN ('finished', 'rolled back')
+                AND migration.direction = migration_step.direction
+                AND EXISTS (SELECT FROM pg_class WHERE oid = table_id AND pg_has_role(relowner, 'USAGE'))
+            THEN
+                noted := true;
+                PERFORM encryption.note_failure(migration.job_id, SQLSTATE, said);
+            END IF;
+        END;
+END $$;
+
+-- Notes why a job stopped. While a provider is out of reach it is paused: nothing is wrong with it.
+CREATE FUNCTION encryption.note_failure(job_id bigint, code text, said text) RETURNS void
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT encryption.set_job_state(job_id,
+        CASE WHEN code IN ('KE062', 'KE063', 'KE064', 'KE065', 'KE066', 'KE080') THEN 'paused' ELSE 'failed' END,
+        code || ': ' || said)
+$$;
+
+CREATE FUNCTION encryption.raise_failure(failure jsonb) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- What isn't there can't be given as null.
+    CASE
+    WHEN failure ->> 'detail' = '' AND failure ->> 'hint' = '' THEN
+        RAISE EXCEPTION USING ERRCODE = failure ->> 'code', MESSAGE = failure ->> 'said';
+    WHEN failure ->> 'detail' = '' THEN
+        RAISE EXCEPTION USING ERRCODE = failure ->> 'code', MESSAGE = failure ->> 'said', HINT = failure ->> 'hint';
+    WHEN failure ->> 'hint' = '' THEN
+        RAISE EXCEPTION USING ERRCODE = failure ->> 'code', MESSAGE = failure ->> 'said', DETAIL = failure ->> 'detail';
+    ELSE
+        RAISE EXCEPTION USING ERRCODE = failure ->> 'code', MESSAGE = failure ->> 'said',
+            DETAIL = failure ->> 'detail', HINT = failure ->> 'hint';
+    END CASE;
+END $$;
+
+-- Everything in one transaction, which is then rolled back.
+CREATE FUNCTION encryption.try_migration(table_id oid, column_name name, direction text, options jsonb)
+    RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    migration encryption.migration;
+    preferred bigint := 0;
+    is_done   boolean := false;
+    began     timestamptz := clock_timestamp();
+    took      interval;
+BEGIN
+    options := options || '{"indexes": "inline", "pause": 0}';
+    BEGIN
+        PERFORM encryption.begin_migration(table_id, column_name, direction, options);
+        WHILE NOT is_done LOOP
+            SET CONSTRAINTS ALL IMMEDIATE;
+            migration := encryption.find_migration(table_id, column_name);
+            SELECT e.preferred, e.done INTO preferred, is_done
+              FROM encryption.execute_step(migration, options, preferred) e;
+        END LOOP;
+        migration := encryption.find_migration(table_id, column_name);
+        PERFORM encryption.finish_migration(migration, options);
+        RAISE SQLSTATE 'ZZDRY';
+    EXCEPTION WHEN SQLSTATE 'ZZDRY' THEN
+        took := clock_timestamp() - began;
+    END;
+    RAISE NOTICE 'column "%" of table "%": all of it went well, took %, and is rolled back',
+        column_name, table_id::regclass, date_trunc('milliseconds', took);
+END $$;
+
+-- What a migration will do. Some rows are encrypted, decrypted, and updated in a temporary table, to
+-- tell how long it will take.
+CREATE FUNCTION encryption.plan_migration(table_id oid, column_name name, direction text, key_name text, wanted_type text)
+    RETURNS TABLE (kind text, object text, effect text, needs text, statement text)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    subject record;
+    target  name := encryption.with_suffix(column_name, CASE direction WHEN 'encrypt' THEN '_encrypted' ELSE '_plaintext' END);
+BEGIN
+    SELECT * INTO subject FROM encryption.check_migration_subject(table_id, column_name, direction, key_name, wanted_type);
+    PERFORM encryption.check_key_of_owner(table_id, subject.effective_key);
+    RETURN QUERY SELECT s.* FROM encryption.sample_migration(table_id, column_name, subject.target_type, direction) s;
+    RETURN QUERY SELECT e.kind, e.object, e.effect, e.needs, e.statement
+                   FROM encryption.migration_effects(table_id, column_name, target, direction) e
+                  WHERE e.kind <> 'index';
+    RETURN QUERY
+    SELECT d.kind, d.object,
+           d.effect || CASE WHEN d.statement IS NULL THEN ''
+                            WHEN encryption.builds_indexes_inline(table_id, 'auto')
+                            THEN '; it is built on the new column while that is empty'
+                            ELSE '; it is to be built by these statements when the rows are verified' END,
+           d.needs,
+           CASE WHEN d.statement IS NULL THEN NULL
+                WHEN encryption.builds_indexes_inline(table_id, 'auto') THEN d.statement
+                ELSE (SELECT string_agg(s, E';\n') FROM encryption.concurrent_statements(d.statement, d.member) s) END
+      FROM encryption.column_dependents(table_id, column_name, target, direction) d
+     WHERE d.kind = 'index';
+    -- Whoever reads or writes the column needs the key once the names are exchanged.
+    RETURN QUERY
+    SELECT 'privilege', r.rolname::text,
+           format('has %s on the column, and needs %s on the key', string_agg(DISTINCT p.privilege, ', '),
+                  string_agg(DISTINCT p.key_privilege, ', ')),
+           NULL, format('SELECT %s.enc_grant(%L, %L, %L)', '@extschema@', subject.effective_key, r.rolname,
+                        string_agg(DISTINCT p.key_privilege, ', '))
+      FROM pg_roles r,
+           (VALUES ('SELECT', 'decrypt'), ('INSERT', 'encrypt'), ('UPDATE', 'encrypt')) p (privilege, key_privilege)
+     WHERE direction = 'encrypt' AND NOT r.rolsuper AND r.rolname !~ '^pg_'
+       AND has_column_privilege(r.oid, table_id, plan_migration.column_name, p.privilege)
+       AND NOT EXISTS (SELECT FROM @extschema@.enc_keys k WHERE k.name = subject.effective_key
+                          AND pg_has_role(r.oid, k.owner::oid, 'USAGE'))
+       AND NOT EXISTS (SELECT FROM @extschema@.enc_key_grants g
+                        WHERE g.name = subject.effective_key AND g.privilege = p.key_privilege
+                          AND (g.grantee = 'public'
+                               OR EXISTS (SELECT FROM pg_roles x WHERE x.rolname = g.grantee
+                                             AND pg_has_role(r.oid, x.oid, 'USAGE'))))
+     GROUP BY r.rolname;
+END $$;
+
+CREATE FUNCTION encryption.sample_migration(table_id oid, column_name name, target_type text, direction text)
+    RETURNS TABLE (kind text, object text, effect text, needs text, statement text)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    base      text := CASE WHEN target_type ~ 'bytea' THEN 'bytea' ELSE 'text' END;
+    blocks    bigint := (SELECT sum(pg_relation_size(d.member)) / current_setting('block_size')::bigint
+                           FROM encryption.descendants(table_id) d WHERE d.relkind = 'r');
+    total     bigint := (SELECT sum(pg_total_relation_size(d.member)) FROM encryption.descendants(table_id) d WHERE d.relkind = 'r');
+    -- Some 200 blocks.
+    percent   double precision := least(100, 100.0 * 200 / greatest(blocks, 1));
+    sampled   record;
+    began     timestamptz;
+    seconds   double precision := 0;
+    row_count bigint;
+    growth    double precision;
+BEGIN
+    began := clock_timestamp();
+    EXECUTE format(
+        'SELECT count(*) AS rows, count(s.value) AS present, coalesce(sum(pg_column_size(s.value)), 0) AS before,
+                coalesce(sum(pg_column_size(s.value::%s)), 0) AS after,
+                sum(octet_length(s.value::%s::%s)) AS again
+           FROM (SELECT %I AS value FROM %s TABLESAMPLE SYSTEM (%s)) s',
+        target_type, CASE direction WHEN 'encrypt' THEN target_type ELSE base END, base,
+        column_name, table_id::regclass, percent) INTO sampled;
+    seconds := extract(epoch FROM clock_timestamp() - began);
+    BEGIN
+        EXECUTE format('CREATE TEMPORARY TABLE encryption_sample ON COMMIT DROP AS SELECT * FROM %s TABLESAMPLE SYSTEM (%s)',
+                       table_id::regclass, percent);
+        began := clock_timestamp();
+        EXECUTE format('UPDATE pg_temp.encryption_sample SET %I = %I', column_name, column_name);
+        seconds := seconds + extract(epoch FROM clock_timestamp() - began);
+        RAISE SQLSTATE 'ZZDRY';
+    EXCEPTION WHEN SQLSTATE 'ZZDRY' OR read_only_sql_transaction OR insufficient_privilege THEN
+        NULL;
+    END;
+    row_count := round(sampled.rows * 100 / percent);
+    growth := (sampled.after - sampled.before) * 100 / percent;
+
+    RETURN QUERY VALUES
+        ('rows', row_count::text,
+         format('%s of %s sampled rows have a value', sampled.present, sampled.rows), NULL::text, NULL::text),
+        ('bytes', pg_size_pretty(total),
+         format('%s afterwards without the old column and after VACUUM FULL, and at the worst %s until then',
+                pg_size_pretty((total + growth)::bigint), pg_size_pretty((2 * total + sampled.after * 100 / percent)::bigint)),
+         NULL, NULL),
+        ('time', make_interval(secs => seconds / greatest(sampled.rows, 1) * row_count)::text,
+         'by a sample that took ' || round((seconds * 1000)::numeric, 1) || ' ms: without the upkeep of indexes, WAL, pauses and locks',
+         NULL, NULL);
+END $$;
+
+CREATE FUNCTION encryption.tell_plan(table_id oid, column_name name, direction text, options jsonb) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    planned record;
+BEGIN
+    FOR planned IN SELECT * FROM encryption.plan_migration(table_id, column_name, direction, options ->> 'key', options ->> 'type') LOOP
+        RAISE NOTICE '%: %: %', planned.kind, planned.object, concat_ws('. ', planned.effect,
+            CASE WHEN planned.needs = 'removal' THEN 'This is in the way'
+                 WHEN planned.needs IS NOT NULL THEN format('This needs accept => %L', planned.needs) END,
+            planned.statement);
+    END LOOP;
+END $$;
+
+CREATE FUNCTION encryption.tell_status(table_id oid, column_name name) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    progress record;
+BEGIN
+    SELECT * INTO progress FROM @extschema@.enc_stat_progress_encrypt p
+     WHERE p.table_id = tell_status.table_id AND p.column_name = tell_status.column_name
+     ORDER BY p.job_id DESC LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM encryption.refuse_migration('no migration',
+            format('column "%s" of table "%s"', column_name, table_id::regclass), 'never begun');
+    END IF;
+    RAISE NOTICE 'column "%" of table "%": %, job %; % of about % rows filled in, % verified; plaintext: %',
+        column_name, table_id::regclass, progress.phase, progress.job_state, progress.rows_done, progress.rows_total,
+        progress.rows_verified, concat_ws('; last error: ', progress.plaintext, progress.last_error);
+END $$;
+
+CREATE VIEW enc_stat_progress_encrypt AS
+SELECT m.job_id,
+       m.direction,
+       m.table_id,
+       coalesce(c.oid::regclass::text, j.table_name) AS table_name,
+       m.column_name,
+       m.key_name,
+       m.phase,
+       j.state AS job_state,
+       j.rows_total,
+       j.rows_done + coalesce(r.filled, 0) AS rows_done,
+       coalesce(r.verified, 0) AS rows_verified,
+       CASE WHEN m.phase IN ('backfilling', 'verifying') THEN r.blocks_done END AS blocks_done,
+       CASE WHEN m.phase IN ('backfilling', 'verifying') THEN r.blocks_total END AS blocks_total,
+       CASE WHEN m.phase IN ('backfilling', 'verifying') THEN r.step_rows / nullif(r.seconds, 0) END AS rows_per_second,
+       CASE WHEN m.phase IN ('backfilling', 'verifying')
+            THEN make_interval(secs => r.seconds * (r.blocks_total - r.blocks_done) / nullif(r.blocks_done, 0)) END AS time_left,
+       CASE WHEN c.oid IS NULL THEN 'the table is dropped'
+            WHEN m.phase IN ('backfilling', 'verifying', 'verified') OR m.phase = 'rolled back' AND m.direction = 'encrypt'
+              OR m.phase = 'finished' AND m.direction = 'decrypt' OR m.phase = 'swapped' AND m.direction = 'decrypt'
+            THEN format('readable in column "%s"', CASE WHEN m.direction = 'encrypt' OR m.phase IN ('swapped', 'finished')
+                                                        THEN m.column_name ELSE m.target_name END)
+            WHEN m.phase = 'swapped' THEN format('readable in column "%s"', m.source_name)
+            WHEN EXISTS (SELECT FROM jsonb_each_text(m.files) f (member, file)
+                          WHERE pg_relation_filenode(f.member::oid::regclass) = f.file::oid)
+            THEN 'in no column; in the table''s files until VACUUM FULL, in older WAL, replicas and backups'
+            ELSE 'in no column; in older WAL, replicas and backups' END AS plaintext,
+       j.last_error,
+       j.started_by,
+       j.started_at,
+       j.changed_at,
+       j.ended_at
+  FROM encryption.migration m
+  JOIN encryption.job j ON j.job_id = m.job_id
+  LEFT JOIN pg_class c ON c.oid = m.table_id
+  LEFT JOIN LATERAL (
+    SELECT sum(r.rows_done) FILTER (WHERE r.step = 'walk')::bigint AS filled,
+           sum(r.rows_done) FILTER (WHERE r.step = 'verify')::bigint AS verified,
+           sum(r.rows_done)::double precision AS step_rows,
+           sum(r.next_block - r.first_block)::bigint AS blocks_done,
+           sum(r.end_block - r.first_block)::bigint AS blocks_total,
+           -- Of the present step, from the first range that was worked on.
+           extract(epoch FROM max(r.changed_at) - min(r.changed_at))::double precision AS seconds
+      FROM encryption.job_range r WHERE r.job_id = m.job_id) r ON true;
+COMMENT ON VIEW enc_stat_progress_encrypt IS 'migrations of columns between plaintext and encrypted, a row each';
+GRANT SELECT ON enc_stat_progress_encrypt TO PUBLIC;
+
+CREATE FUNCTION encryption.migration_options(
+        key text, target_type text, accept text, batch_size integer, pause interval, lock_timeout interval,
+        lock_tries integer, indexes text, path text)
+    RETURNS jsonb
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    accepted text[] := array_remove(string_to_array(regexp_replace(coalesce(accept, ''), '\s', '', 'g'), ','), '');
+    wrong    text;
+BEGIN
+    wrong := CASE
+        WHEN NOT accepted <@ ARRAY['drop_indexes', 'fire_triggers', 'published']
+            THEN 'accept: words are drop_indexes, fire_triggers and published'
+        WHEN coalesce(batch_size < 1, true) THEN 'batch_size: a positive number of rows'
+        WHEN coalesce(pause < '0', true) THEN 'pause: an interval'
+        WHEN coalesce(lock_timeout < '1 ms', true) THEN 'lock_timeout: an interval of a millisecond or more'
+        WHEN coalesce(lock_tries < 1, true) THEN 'lock_tries: a positive number'
+        WHEN coalesce(indexes NOT IN ('auto', 'inline', 'concurrently'), true) THEN 'indexes: auto, inline or concurrently' END;
+    IF wrong IS NOT NULL THEN
+        PERFORM encryption.refuse_migration('argument', split_part(wrong, ': ', 1), split_part(wrong, ': ', 2));
+    END IF;
+    RETURN jsonb_build_object('key', key, 'type', target_type, 'accepted', accepted, 'batch_size', batch_size,
+        'pause', extract(epoch FROM pause), 'lock_timeout', ceil(extract(epoch FROM lock_timeout) * 1000)::bigint || 'ms',
+        'lock_tries', lock_tries, 'indexes', indexes, 'path', path);
+END $$;
+
+-- Refuses to alter a table so that its migration can't go on, or its columns no longer keep in step.
+CREATE FUNCTION encryption.check_migrations() RETURNS event_trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    migration encryption.migration;
+BEGIN
+    FOR migration IN
+        SELECT DISTINCT m.* FROM encryption.migration m, pg_event_trigger_ddl_commands() c
+         WHERE m.phase NOT IN ('changing', 'finished', 'rolled back')
+           AND c.classid = 'pg_class'::regclass AND (c.objid = m.table_id OR c.objid = ANY (m.members))
+    LOOP
+        PERFORM encryption.check_migration_intact(migration);
+    END LOOP;
+END $$;
+
+CREATE EVENT TRIGGER encryption_ext_check_migrations ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE')
+    EXECUTE FUNCTION encryption.check_migrations();
+ALTER EVENT TRIGGER encryption_ext_check_migrations ENABLE ALWAYS;
+
+-- Only commits and waits: a procedure that commits can't have a search path of its own, so there are
+-- no names here without a schema, and no operators.
+CREATE PROCEDURE encryption.migrate_column(
+        table_id oid, column_name name, direction text, action text, options jsonb)
+    LANGUAGE plpgsql AS $$
+DECLARE
+    preferred bigint;
+    tries     integer := 0;
+    done      boolean;
+    wait      double precision;
+    failed    boolean;
+    noted     boolean;
+    failure   jsonb;
+BEGIN
+    LOOP
+        SELECT s.preferred, s.tries, s.done, s.wait, s.failed, s.noted, s.failure
+          INTO preferred, tries, done, wait, failed, noted, failure
+          FROM encryption.migration_step(table_id, column_name, direction, action, options, preferred, tries) s;
+        IF noted THEN
+            COMMIT;
+        END IF;
+        IF failed THEN
+            PERFORM encryption.raise_failure(failure);
+        END IF;
+        EXIT WHEN done;
+        COMMIT;
+        PERFORM pg_catalog.pg_sleep(wait);
+    END LOOP;
+END $$;
+
+CREATE PROCEDURE enc_encrypt_column(
+        relation regclass, column_name name, key text, action text DEFAULT 'plan',
+        accept text DEFAULT '', batch_size integer DEFAULT 10000, pause interval DEFAULT '0',
+        lock_timeout interval DEFAULT '2 s', lock_tries integer DEFAULT 100, indexes text DEFAULT 'auto')
+    LANGUAGE plpgsql AS $$
+BEGIN
+    CALL encryption.migrate_column(relation, column_name, 'encrypt', action, encryption.migration_options(
+        key, NULL, accept, batch_size, pause, lock_timeout, lock_tries, indexes,
+        pg_catalog.current_setting('search_path')));
+END $$;
+COMMENT ON PROCEDURE enc_encrypt_column(regclass, name, text, text, text, integer, interval, interval, integer, text) IS
+    'encrypts a column while the application runs: plan, dry_run, execute, status, rollback, finish';
+
+CREATE PROCEDURE enc_decrypt_column(
+        relation regclass, column_name name, action text DEFAULT 'plan', target_type text DEFAULT NULL,
+        accept text DEFAULT '', batch_size integer DEFAULT 10000, pause interval DEFAULT '0',
+        lock_timeout interval DEFAULT '2 s', lock_tries integer DEFAULT 100, indexes text DEFAULT 'auto')
+    LANGUAGE plpgsql AS $$
+BEGIN
+    CALL encryption.migrate_column(relation, column_name, 'decrypt', action, encryption.migration_options(
+        NULL, target_type, accept, batch_size, pause, lock_timeout, lock_tries, indexes,
+        pg_catalog.current_setting('search_path')));
+END $$;
+COMMENT ON PROCEDURE enc_decrypt_column(regclass, name, text, text, text, integer, interval, interval, integer, text) IS
+    'makes a plaintext column of an encrypted one while the application runs: plan, dry_run, execute, status, rollback, finish';
+
+CREATE FUNCTION enc_encrypt_column_plan(relation regclass, column_name name, key text)
+    RETURNS TABLE (kind text, object text, effect text, needs text, statement text)
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT * FROM encryption.plan_migration(relation, column_name, 'encrypt', key, NULL)
+$$;
+COMMENT ON FUNCTION enc_encrypt_column_plan(regclass, name, text) IS
+    'what enc_encrypt_column would do, and what is in its way';
+
+CREATE FUNCTION enc_decrypt_column_plan(relation regclass, column_name name, target_type text DEFAULT NULL)
+    RETURNS TABLE (kind text, object text, effect text, needs text, statement text)
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT * FROM encryption.plan_migration(relation, column_name, 'decrypt', NULL, target_type)
+$$;
+COMMENT ON FUNCTION enc_decrypt_column_plan(regclass, name, text) IS
+    'what enc_decrypt_column would do, and what is in its way';
 
 CREATE PROCEDURE enc_rotate_all(
     name            text,
@@ -2093,10 +4351,11 @@ COMMENT ON FUNCTION enc_verify_version_unused(text, integer, interval) IS
     'looks through everything in this database for values under a version, and records the proof if there are none';
 
 CREATE FUNCTION enc_destroy_key_version(
-        name text, version integer, accept_data_loss boolean DEFAULT false, grace_period interval DEFAULT '90 days')
+        name text, version integer, accept_data_loss boolean DEFAULT false, grace_period interval DEFAULT '90 days',
+        reason text DEFAULT NULL)
     RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_destroy_key_version(text, integer, boolean, interval) IS
+COMMENT ON FUNCTION enc_destroy_key_version(text, integer, boolean, interval, text) IS
     'ends a version for good: with a proof that it is unused, or accepting that values are lost';
 
 CREATE FUNCTION encryption.start_workers(
@@ -2179,13 +4438,28 @@ COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integ
 -- What must not be declared is refused when it is.
 ----------------------------------------------------------------------------------------------------
 
+-- It looks up a few rows of the catalogs, by their indexes; the planner would expect more.
 CREATE FUNCTION encryption.check_ddl() RETURNS event_trigger
-    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_check_ddl';
+    LANGUAGE c SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    AS 'MODULE_PATHNAME', 'encryption_check_ddl';
+-- With the caller's search path, since it looks for the table of a CREATE INDEX as the command will.
+CREATE FUNCTION encryption.prepare_ddl() RETURNS event_trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_prepare_ddl';
 
+-- Every command that may make or change a table, a type, an index or a statistics object. ALTER
+-- EXTENSION is what pg_upgrade runs last: see src/ddl/analyze.rs, and for DROP too.
 CREATE EVENT TRIGGER encryption_ext_check_ddl ON ddl_command_end
     WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE',
                  'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA',
-                 'CREATE MATERIALIZED VIEW', 'ALTER MATERIALIZED VIEW',
-                 'CREATE TYPE', 'ALTER TYPE', 'CREATE DOMAIN', 'ALTER DOMAIN')
+                 'CREATE MATERIALIZED VIEW', 'ALTER MATERIALIZED VIEW', 'CREATE VIEW',
+                 'CREATE TYPE', 'ALTER TYPE', 'CREATE DOMAIN', 'ALTER DOMAIN', 'CREATE SCHEMA',
+                 'CREATE INDEX', 'CREATE STATISTICS', 'ALTER STATISTICS',
+                 'DROP TYPE', 'DROP DOMAIN', 'ALTER EXTENSION')
     EXECUTE FUNCTION encryption.check_ddl();
 ALTER EVENT TRIGGER encryption_ext_check_ddl ENABLE ALWAYS;
+
+-- What can't wait for the command's end: CREATE INDEX CONCURRENTLY, and the end of the extension.
+CREATE EVENT TRIGGER encryption_ext_prepare_ddl ON ddl_command_start
+    WHEN TAG IN ('CREATE INDEX', 'DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+    EXECUTE FUNCTION encryption.prepare_ddl();
+ALTER EVENT TRIGGER encryption_ext_prepare_ddl ENABLE ALWAYS;

@@ -100,6 +100,18 @@ pub(crate) fn check_owner(key: &Key) -> Result<(), Error> {
     Err(Error::NotKeyOwner { key: key.name.clone() })
 }
 
+/// Whether the current user may see how this server gets the key: its owner, monitoring roles.
+///
+/// # Errors
+///
+/// If not.
+pub(crate) fn check_may_inspect(key: &Key) -> Result<(), Error> {
+    if has_privileges_of(pg::current_user(), pg_sys::ROLE_PG_MONITOR.into()) {
+        return Ok(());
+    }
+    check_owner(key)
+}
+
 fn is_owner(user: pg_sys::Oid, key: &Key) -> bool {
     // has_privs_of_role is true for superusers.
     has_privileges_of(user, key.owner)
@@ -116,6 +128,38 @@ pub(crate) fn is_table_owner(user: pg_sys::Oid, table: pg_sys::Oid) -> bool {
             false => pg_sys::pg_class_ownercheck(table, user),
             #[cfg(not(any(feature = "pg14", feature = "pg15")))]
             false => pg_sys::object_ownercheck(pg_sys::RelationRelationId, table, user),
+        }
+    }
+}
+
+/// The owner of a table, if there is such a table.
+pub(crate) fn owner_of_table(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: the lock keeps the table while it is opened; a null pointer says that there is none.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::try_relation_open(table, lock);
+        if relation.is_null() {
+            return None;
+        }
+        let owner = (*(*relation).rd_rel).relowner;
+        pg_sys::relation_close(relation, lock);
+        Some(owner)
+    }
+}
+
+/// Whether `user` holds `privilege` on `key`.
+pub(crate) fn may(user: pg_sys::Oid, key: &Key, privilege: Privilege) -> bool {
+    Held::of(user, key).check(key, privilege).is_ok()
+}
+
+/// A role's name, for a message.
+pub(crate) fn role_name(role: pg_sys::Oid) -> String {
+    // SAFETY: a look-up in a system cache; the name is NUL-terminated, or a null pointer.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        match name.is_null() {
+            true => role.to_u32().to_string(),
+            false => std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned(),
         }
     }
 }

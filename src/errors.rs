@@ -36,6 +36,8 @@ pub(crate) enum Error {
     KeyUnavailableHere { key: String },
     DigestVersionUnset,
     DigestVersionInUse { version: KeyVersion },
+    KeyVersionRetained { key: KeyName, version: KeyVersion, backup: String },
+    BackupUnknown { label: String },
 
     // Who may.
     PermissionDenied { key: KeyName, privilege: &'static str },
@@ -52,6 +54,11 @@ pub(crate) enum Error {
     NormalFormUnavailable { name: &'static str },
     DigestDomainTooLong,
     ArmorRefused,
+    IndexRefused { index: String, access_method: String, type_name: String },
+    StatisticsRefused { statistics: String, table: String },
+    PartitionKeyRefused { table: String },
+    OrderStored { object: String },
+    PlaintextStored { object: String },
 
     // Values.
     ValueTruncated,
@@ -80,6 +87,20 @@ pub(crate) enum Error {
     ColumnDropped { table: String },
     NotRotatable { table: String, column: String, why: &'static str },
     RangeUnsupported,
+
+    // Migrations of columns. A subject is "column \"c\" of table \"t\"".
+    MigrationUnsuitable { subject: String, why: String },
+    MigrationBlocked { subject: String, dependents: String },
+    MigrationMissing { subject: String, phase: String },
+    MigrationPhase { subject: String, phase: String },
+    MigrationAltered { subject: String, how: String },
+    MigrationDiffers { subject: String, row: String },
+    MigrationLocked { subject: String, tries: String },
+    MigrationArgument { argument: String, expected: String },
+    MigrationOwnerLacksKey { owner: String, key: KeyName, privilege: &'static str },
+    MigrationTwoValues { subject: String },
+    MigrationNameTaken { subject: String },
+    MigrationColumnUnknown { subject: String },
 
     // The end of versions.
     ProofNeedsOwnTransaction,
@@ -171,6 +192,7 @@ impl Error {
             | Self::KeyUnavailableHere { .. }
             | Self::DigestVersionUnset
             | Self::DigestVersionInUse { .. } => self.describe_key(),
+            Self::KeyVersionRetained { .. } | Self::BackupUnknown { .. } => self.describe_backup(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
             | Self::PrivilegeUnknown { .. }
@@ -182,7 +204,12 @@ impl Error {
             | Self::NormalFormUnknown { .. }
             | Self::NormalFormUnavailable { .. }
             | Self::DigestDomainTooLong
-            | Self::ArmorRefused => self.describe_type(),
+            | Self::ArmorRefused
+            | Self::IndexRefused { .. }
+            | Self::StatisticsRefused { .. }
+            | Self::PartitionKeyRefused { .. }
+            | Self::OrderStored { .. }
+            | Self::PlaintextStored { .. } => self.describe_type(),
             Self::ValueTruncated
             | Self::ValueFormatUnsupported { .. }
             | Self::ValueKindUnsupported { .. }
@@ -204,6 +231,18 @@ impl Error {
             | Self::ColumnDropped { .. }
             | Self::NotRotatable { .. }
             | Self::RangeUnsupported => self.describe_job(),
+            Self::MigrationUnsuitable { .. }
+            | Self::MigrationBlocked { .. }
+            | Self::MigrationMissing { .. }
+            | Self::MigrationPhase { .. }
+            | Self::MigrationAltered { .. }
+            | Self::MigrationDiffers { .. }
+            | Self::MigrationLocked { .. }
+            | Self::MigrationArgument { .. }
+            | Self::MigrationOwnerLacksKey { .. }
+            | Self::MigrationTwoValues { .. }
+            | Self::MigrationNameTaken { .. }
+            | Self::MigrationColumnUnknown { .. } => self.describe_migration(),
             Self::ProofNeedsOwnTransaction
             | Self::KeyVersionMayBeUsed { .. }
             | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
@@ -329,10 +368,26 @@ impl Error {
                 format!("version {version} of key \"database\" is what digests are made with"),
             )
             .detail("Without it no index on digests can be searched or changed.")
+            .hint("Move the digests to the active version first with SELECT enc_rotate_digest()."),
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_backup(&self) -> Description {
+        match self {
+            Self::KeyVersionRetained { key, version, backup } => Description::new(
+                "KE050",
+                format!("version {version} of key \"{key}\" is needed by backup {backup:?}"),
+            )
+            .detail("Without it what the backup has under the version cannot be decrypted.")
             .hint(
-                "Move the digests to the active version first with enc_rotate_digest(). \
-                 enc_disable_key_version alone can be forced.",
+                "See the view enc_backups. Wait until the backup's time is over, or, if it will not \
+                 be restored any more, call enc_forget_backup(label).",
             ),
+            Self::BackupUnknown { label } => {
+                Description::new("KE051", format!("backup {label:?} was not recorded"))
+                    .hint("See the view enc_backups for those that were.")
+            }
             _ => unreachable_description(),
         }
     }
@@ -409,6 +464,45 @@ impl Error {
                 Description::new("KE033", "ciphertext given where a plaintext is expected")
                     .detail("The value is well-formed armor (\"enc:1:...\"), as shown to roles that may not decrypt.")
                     .hint("Write the plaintext, or leave the column out of the statement.")
+            }
+            Self::IndexRefused { index, access_method, type_name } => Description::new(
+                "KE034",
+                format!(
+                    "{index} with access method \"{access_method}\" would hold \
+                     encrypted values of type {type_name}"
+                ),
+            )
+            .detail("It would have them as keys, which reveals their order or that they are equal.")
+            .hint(
+                "Make a hash index, with USING hash, or move what is to be searched for to a column \
+                 of its own.",
+            ),
+            Self::StatisticsRefused { statistics, table } => Description::new(
+                "KE035",
+                format!(
+                    "statistics object \"{statistics}\" would hold values of encrypted columns of \
+                     \"{table}\""
+                ),
+            )
+            .detail("ANALYZE would store their most common values.")
+            .hint("Leave out the encrypted columns, and expressions of them."),
+            Self::PartitionKeyRefused { table } => Description::new(
+                "KE036",
+                format!("table \"{table}\" cannot be partitioned by an encrypted column"),
+            )
+            .detail("Which partition a row is in would reveal something of the value.")
+            .hint("Partition it by another column, such as its primary key or a date."),
+            Self::OrderStored { object } => Description::new(
+                "KE037",
+                format!("{object} would hold how encrypted values are ordered"),
+            )
+            .detail("What it stores tells which of two values is the lesser.")
+            .hint("Compare encrypted values with = and <> only in what is stored, and order them in queries."),
+            // invalid_object_definition, as for an expression that PostgreSQL itself finds mutable.
+            Self::PlaintextStored { object } => {
+                Description::new("42P17", format!("{object} would hold decrypted values"))
+                    .detail("What decrypts is not immutable.")
+                    .hint("Decrypt in queries or in a view, or generate enc_digest(column).")
             }
             _ => unreachable_description(),
         }
@@ -507,6 +601,85 @@ impl Error {
             Self::RangeUnsupported => {
                 Description::new("KE103", "ranges of encrypted values are not rotated")
                     .hint("Keep the bounds in columns of their own.")
+            }
+            _ => unreachable_description(),
+        }
+    }
+
+    fn describe_migration(&self) -> Description {
+        match self {
+            Self::MigrationUnsuitable { subject, why } => {
+                Description::new("KE200", format!("cannot migrate {subject}"))
+                    .detail(format!("It can't be done because {why}."))
+                    .hint("See docs/reference.md for what enc_encrypt_column takes.")
+            }
+            Self::MigrationBlocked { subject, dependents } => {
+                Description::new("KE201", format!("cannot migrate {subject} with what depends on it"))
+                    .detail(dependents.clone())
+                    .hint(
+                        "Remove what is in the way, and accept by name what can be accepted. \
+                         Action plan shows everything that depends on the column.",
+                    )
+            }
+            Self::MigrationMissing { subject, phase } => {
+                Description::new("KE202", format!("{subject} is not being migrated"))
+                    .detail(format!("Its migration is {phase}."))
+                    .hint("See the view enc_stat_progress_encrypt.")
+            }
+            Self::MigrationPhase { subject, phase } => {
+                Description::new("KE203", format!("cannot do this with {subject} now"))
+                    .detail(format!("It can't be done because {phase}."))
+                    .hint("See the view enc_stat_progress_encrypt. Action execute goes on, action rollback goes back.")
+            }
+            Self::MigrationAltered { subject, how } => {
+                Description::new("KE204", format!("{subject} was altered during its migration"))
+                    .detail(format!("This was found: {how}."))
+                    .hint("Undo the alteration, or use action rollback.")
+            }
+            Self::MigrationDiffers { subject, row } => Description::new(
+                "KE205",
+                format!("{subject} has a row in which plaintext and encrypted value differ"),
+            )
+            .detail(format!("Its ctid is {row}. Something wrote to the table without its triggers."))
+            .hint(
+                "Set the new column of that row to NULL by an UPDATE, which fills it in again, and \
+                 repeat the call.",
+            ),
+            Self::MigrationLocked { subject, tries } => {
+                Description::new("KE206", format!("could not lock {subject}"))
+                    .detail(format!("It was tried {tries} times."))
+                    .hint(
+                        "Find the transaction that holds it in pg_locks, and repeat the call: it goes \
+                         on where it was.",
+                    )
+            }
+            Self::MigrationArgument { argument, expected } => {
+                Description::new("KE207", format!("invalid argument \"{argument}\""))
+                    .hint(format!("It takes {expected}."))
+            }
+            Self::MigrationOwnerLacksKey { owner, key, privilege } => Description::new(
+                "KE208",
+                format!("table owner \"{owner}\" does not have privilege \"{privilege}\" on key \"{key}\""),
+            )
+            .detail("During a migration the key is used with the rights of the table's owner.")
+            .hint(format!(
+                "The key's owner grants it with SELECT enc_grant('{key}', '{owner}', 'encrypt, decrypt')."
+            )),
+            Self::MigrationTwoValues { subject } => Description::new(
+                "KE209",
+                format!("new row for {subject} has two values for a column that is being migrated"),
+            )
+            .detail("The plaintext column and the encrypted one were given values that differ.")
+            .hint("Name the columns in the INSERT, and leave out the one that the migration fills in."),
+            Self::MigrationNameTaken { subject } => {
+                // duplicate_column
+                Description::new("42701", format!("{subject} already exists"))
+                    .hint("A migration needs this name. Rename that column.")
+            }
+            Self::MigrationColumnUnknown { subject } => {
+                // undefined_column
+                Description::new("42703", format!("{subject} does not exist"))
+                    .hint("Give the column's name as it is in pg_attribute.")
             }
             _ => unreachable_description(),
         }

@@ -8,7 +8,7 @@
 //! every Rust value that has a destructor is gone, does [`run`] raise the error with `ereport`,
 //! which leaves by `longjmp`.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 
 use pgrx::pg_sys;
 
@@ -85,16 +85,7 @@ pub(crate) unsafe fn run_callback<T: Copy>(body: impl FnOnce() -> Result<T, Erro
 /// `ereport(ERROR, …)` with an SQLSTATE of this extension's own, which pgrx's enumeration of
 /// PostgreSQL's error codes can't name.
 fn ereport(error: Raised) -> ! {
-    // Declared here because pgrx leaves them out of its bindings on purpose.
-    unsafe extern "C-unwind" {
-        fn errstart(level: c_int, domain: *const c_char) -> bool;
-        fn errcode(sqlstate: c_int) -> c_int;
-        fn errmsg_internal(format: *const c_char, ...) -> c_int;
-        fn errdetail_internal(format: *const c_char, ...) -> c_int;
-        fn errhint(format: *const c_char, ...) -> c_int;
-        fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
-    }
-    const AS_IS: *const c_char = c"%s".as_ptr();
+    use elog::{AS_IS, errcode, errdetail_internal, errfinish, errhint, errmsg_internal, errstart};
 
     let Raised { sqlstate, message, detail, hint } = error;
     // SAFETY: the strings are NUL-terminated and live in PostgreSQL's memory; this frame holds
@@ -112,6 +103,41 @@ fn ereport(error: Raised) -> ! {
         errfinish(c"encryption_ext".as_ptr(), 0, std::ptr::null());
     }
     unreachable!("errfinish does not return from an ERROR")
+}
+
+/// `ereport(LOG, …)` to the server log alone, without the statement, which may have plaintext in it.
+pub(crate) fn server_log(line: &str) {
+    use elog::{AS_IS, errfinish, errhidestmt, errmsg_internal, errstart};
+
+    let line = CString::new(line.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: the string is NUL-terminated and outlives the call; a message of this level is written
+    // and returns.
+    unsafe {
+        if errstart(pg_sys::LOG_SERVER_ONLY as c_int, std::ptr::null()) {
+            errmsg_internal(AS_IS, line.as_ptr());
+            errhidestmt(true);
+            errfinish(c"encryption_ext".as_ptr(), 0, std::ptr::null());
+        }
+    }
+}
+
+/// The functions behind `ereport` (`src/include/utils/elog.h`), which pgrx leaves out of its bindings on
+/// purpose.
+mod elog {
+    use super::{c_char, c_int};
+
+    /// The format of a text that is none.
+    pub(super) const AS_IS: *const c_char = c"%s".as_ptr();
+
+    unsafe extern "C-unwind" {
+        pub(super) fn errstart(level: c_int, domain: *const c_char) -> bool;
+        pub(super) fn errcode(sqlstate: c_int) -> c_int;
+        pub(super) fn errmsg_internal(format: *const c_char, ...) -> c_int;
+        pub(super) fn errdetail_internal(format: *const c_char, ...) -> c_int;
+        pub(super) fn errhint(format: *const c_char, ...) -> c_int;
+        pub(super) fn errhidestmt(hide: bool) -> c_int;
+        pub(super) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
+    }
 }
 
 /// One call of an SQL function: its arguments and what else PostgreSQL passes with them.
@@ -146,7 +172,16 @@ impl Call {
     ///
     /// If an argument is null.
     pub(crate) fn refuse_nulls(&self) -> Result<(), Error> {
-        match (0..self.argument_count()).find(|&n| self.nullable(n).is_none()) {
+        self.refuse_nulls_in_first(self.argument_count())
+    }
+
+    /// The same for the first `count` arguments: those that follow may be null.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is null.
+    pub(crate) fn refuse_nulls_in_first(&self, count: usize) -> Result<(), Error> {
+        match (0..count).find(|&n| self.nullable(n).is_none()) {
             Some(n) => Err(Error::ArgumentNull { number: n + 1 }),
             None => Ok(()),
         }
@@ -203,6 +238,15 @@ impl Call {
     /// If it has characters that UTF-8 hasn't.
     pub(crate) fn text(&self, n: usize) -> Result<String, Error> {
         crate::types::encoding::utf8_string(self.varlena(n).bytes())
+    }
+
+    /// Argument `n`, a `text`, or `None` if it is null.
+    ///
+    /// # Errors
+    ///
+    /// If it has characters that UTF-8 hasn't.
+    pub(crate) fn optional_text(&self, n: usize) -> Result<Option<String>, Error> {
+        self.nullable(n).map(|_| self.text(n)).transpose()
     }
 
     /// Argument `n`, a `name`, of a function that takes no nulls.

@@ -11,6 +11,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::access;
+use crate::catalog::log::Event;
 use crate::catalog::write::{Writer, as_owner, refuse_if_read_only};
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
@@ -143,15 +144,17 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
 /// Notes in the lifecycle log what became of a job.
 fn log(catalog: &mut Writer<'_, '_>, job: i64, what: &str) -> Result<(), Error> {
     const JOB: &str = "
-        SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s, %s row(s)', job_id, kind, table_name,
-                   pg_catalog.quote_ident(column_name), $2, rows_done)
+        SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s', job_id, kind, table_name,
+                   pg_catalog.quote_ident(column_name), $2), rows_done
           FROM encryption.job WHERE job_id = $1";
-    let Some(row) = catalog.row(JOB, &[job.into(), what.into()])? else { return Ok(()) };
-    let (names, detail) = (row.text(1)?, row.text(2)?);
+    let row = catalog.row(JOB, &[job.into(), what.into()])?;
+    let Some(row) = row else { return Ok(()) };
+    let (names, detail, rows) = (row.text(1)?, row.text(2)?, row.int8(3)?.unwrap_or_default());
+    let detail = detail.unwrap_or_default();
     // A composite type may hold values under several keys.
     for name in names.unwrap_or_default().split(", ") {
         if let Ok(name) = KeyName::parse(name) {
-            catalog.log("job", &name, None, detail.as_deref())?;
+            catalog.log(&Event::new("job").key(&name).rows(rows).detail(&detail))?;
         }
     }
     Ok(())
@@ -216,12 +219,12 @@ fn plan(
     const INSERT: &str = "
         INSERT INTO encryption.job_range (job_id, step, table_id, first_block, next_block, end_block)
         SELECT $1, $2, t.table_id, first_block, first_block,
-               CASE $2 WHEN 'walk' THEN least(first_block + piece, blocks) ELSE 1 END
+               CASE $2 WHEN 'check' THEN 1 ELSE least(first_block + piece, blocks) END
           FROM pg_catalog.unnest($3) WITH ORDINALITY t (table_id, n),
                LATERAL (SELECT greatest(pg_catalog.pg_relation_size(t.table_id)
                                / pg_catalog.current_setting('block_size')::bigint, 1) AS blocks) size,
-               LATERAL (SELECT CASE $2 WHEN 'walk' THEN greatest(256, (blocks + 63) / 64)
-                                       ELSE blocks END AS piece) pieces,
+               LATERAL (SELECT CASE $2 WHEN 'check' THEN blocks
+                                       ELSE greatest(256, (blocks + 63) / 64) END AS piece) pieces,
                LATERAL pg_catalog.generate_series(0, blocks - 1, piece) first_block
          ORDER BY t.n, first_block";
     // The version that the values are to have may have changed since the last pass.

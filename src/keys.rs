@@ -28,7 +28,7 @@ use crate::access::{self, Authority, Held};
 use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::providers::{Providers, version_id};
-use crate::{pg, session, settings};
+use crate::{pg, restored, session, settings};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -48,6 +48,8 @@ struct Backend {
     nonces: NonceSource,
     providers: Providers,
     refresher: Refresher,
+    /// Whether it was seen that the catalog is not that of a restored backup, or the user told.
+    knows_if_restored: bool,
     /// When the log was last told that a key is used past its time to live.
     told_of_use_past_time: OncePerMinute,
     /// When it was last told that a key could not be fetched ahead of its expiry.
@@ -245,6 +247,36 @@ pub(crate) fn verify(key: &Key, version: &Version) -> Result<(), Error> {
     })
 }
 
+/// Calls `body` with the key of the lifecycle log under a version of the database key: the active
+/// one, if none is named. It needs no privilege: whose entry it is was decided before.
+///
+/// # Errors
+///
+/// If there is no such version, or it can't be had.
+pub(crate) fn with_log_key<T>(
+    version: Option<KeyVersion>,
+    body: impl FnOnce(KeyVersion, &DataKey) -> T,
+) -> Result<T, Error> {
+    let name = KeyName::parse(DATABASE_KEY).expect("the database key's name is a key name");
+    with_backend(|backend| {
+        backend.begin_statement();
+        let key =
+            backend.find(name.id())?.ok_or_else(|| Error::KeyUnknown { key: name.to_string() })?;
+        let version = match version {
+            Some(version) => version,
+            None => {
+                key.active_version()
+                    .ok_or_else(|| Error::KeyWithoutActiveVersion { key: name.clone() })?
+                    .number
+            }
+        };
+        let cached = backend.opened(&key, version)?;
+        let log_key = cached.value.material.log.as_ref();
+        let log_key = log_key.ok_or(Error::Internal { what: "a database key without subkeys" })?;
+        Ok(body(version, log_key))
+    })
+}
+
 /// Calls `body` with this backend's providers.
 ///
 /// # Errors
@@ -257,6 +289,19 @@ pub(crate) fn with_providers<T>(
         let result = body(&mut backend.providers);
         backend.providers.close_connections();
         result
+    })
+}
+
+/// Spares this session the warning that the catalog may be that of a restored backup: it is about to
+/// find out.
+///
+/// # Errors
+///
+/// None; as all that use this backend's state.
+pub(crate) fn omit_restored_warning() -> Result<(), Error> {
+    with_backend(|backend| {
+        backend.knows_if_restored = true;
+        Ok(())
     })
 }
 
@@ -299,6 +344,7 @@ impl Backend {
             nonces: NonceSource::new(),
             providers: Providers::default(),
             refresher: Refresher::new(),
+            knows_if_restored: false,
             told_of_use_past_time: OncePerMinute::default(),
             told_of_refresh: OncePerMinute::default(),
         }
@@ -501,6 +547,7 @@ impl Backend {
 
     /// Asks the version's provider for its bytes, verifies them and keeps them.
     fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<Opened>>, Error> {
+        self.warn_if_restored();
         let data_key = self.providers.open(key, version)?;
         verify_check_value(key, version, &data_key)?;
         let material = match key.is_database_key() {
@@ -517,6 +564,21 @@ impl Backend {
         let half = settings::cache_ttl() / 2;
         self.plan_refresh(key, version, &cached, cached.fetched_at + half);
         Ok(cached)
+    }
+
+    /// Once a session, before its first key: says so if the catalog may be older than the keys.
+    fn warn_if_restored(&mut self) {
+        if self.knows_if_restored || !session::is_client() {
+            return;
+        }
+        self.knows_if_restored = true;
+        match restored::why() {
+            Ok(None) => (),
+            Ok(Some(why)) => pgrx::warning!(
+                "the catalog of keys may be older than the keys: {why}; SELECT * FROM enc_reconcile() compares them"
+            ),
+            Err(error) => pgrx::warning!("{}", error.message()),
+        }
     }
 
     /// Has a version fetched again at a time when nobody waits for it.

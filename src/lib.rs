@@ -12,9 +12,12 @@ mod fmgr;
 mod functions;
 mod jobs;
 mod keys;
+mod migration;
 mod operators;
 mod pg;
 mod providers;
+mod restored;
+mod rights;
 mod rotation;
 mod session;
 mod settings;
@@ -39,6 +42,7 @@ extern "C-unwind" fn _PG_init() {
         fmgr::run_callback(|| {
             settings::define();
             catalog::invalidation::register();
+            catalog::log::register();
             session::register();
             operators::register();
             Ok(())

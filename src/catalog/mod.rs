@@ -4,8 +4,11 @@
 //! They are read here, by system-table scans, and written by the functions in `functions/`, by
 //! SQL. A change reaches every session through `invalidation`.
 
+pub(crate) mod backups;
 pub(crate) mod invalidation;
+pub(crate) mod log;
 mod scan;
+mod sql;
 pub(crate) mod write;
 
 use envelope::{KeyId, KeyName, KeyVersion};
@@ -56,6 +59,14 @@ pub(crate) enum State {
     Disabled,
     /// Nothing, for good.
     Destroyed,
+}
+
+/// A server, as far as it tells whether data were restored (`restored.rs`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) system_identifier: i64,
+    pub(crate) timeline: i32,
+    pub(crate) base_backup: Option<String>,
 }
 
 /// A role's privilege on a key.
@@ -210,6 +221,9 @@ const GRANT_PRIVILEGE: usize = 3;
 
 const KEYSPACE_ID: usize = 2;
 const KEYSPACE_DIGEST_VERSION: usize = 4;
+const KEYSPACE_SYSTEM_IDENTIFIER: usize = 5;
+const KEYSPACE_TIMELINE: usize = 6;
+const KEYSPACE_BASE_BACKUP: usize = 7;
 
 fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
     let mut versions = Vec::new();
@@ -269,13 +283,28 @@ pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
     keyspace.ok_or_else(|| damaged("table encryption.keyspace is empty"))
 }
 
-/// The object id of the table of keys, whose lock those hold who change keys.
+/// Reads the server on which the keys were last compared with their providers, or made; `None` since a
+/// dump was restored.
 ///
 /// # Errors
 ///
-/// If the catalog is missing.
-pub(crate) fn key_table() -> Result<pg_sys::Oid, Error> {
-    scan::table_oid(c"key")
+/// If the catalog is missing or damaged.
+pub(crate) fn read_server() -> Result<Option<Server>, Error> {
+    let mut server = None;
+    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+        let Some(system_identifier) = row.optional_int8(KEYSPACE_SYSTEM_IDENTIFIER)? else {
+            return Ok(());
+        };
+        server = Some(Server {
+            system_identifier,
+            timeline: row.int4(KEYSPACE_TIMELINE)?,
+            base_backup: row
+                .bytes(KEYSPACE_BASE_BACKUP)?
+                .map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
+        });
+        Ok(())
+    })?;
+    Ok(server)
 }
 
 /// The version of the database key that digests are made with; `None` before there is a key.
@@ -291,6 +320,15 @@ pub(crate) fn read_digest_version() -> Result<Option<KeyVersion>, Error> {
         Ok(())
     })?;
     Ok(version)
+}
+
+/// The object id of the table of keys, whose lock those hold who change keys.
+///
+/// # Errors
+///
+/// If the catalog is missing.
+pub(crate) fn key_table() -> Result<pg_sys::Oid, Error> {
+    scan::table_oid(c"key")
 }
 
 /// Whether any version that isn't destroyed comes from the provider with this name.

@@ -133,6 +133,10 @@ impl Row {
         Ok(self.datum(number)?.value() as i32)
     }
 
+    pub(super) fn optional_int8(&self, number: usize) -> Result<Option<i64>, Error> {
+        Ok(self.nullable(number)?.map(|datum| datum.value() as i64))
+    }
+
     pub(super) fn nullable_int4(&self, number: usize) -> Result<Option<i32>, Error> {
         Ok(self.nullable(number)?.map(|datum| datum.value() as i32))
     }

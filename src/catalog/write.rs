@@ -7,13 +7,15 @@ use envelope::{KeyName, KeyVersion};
 use keyring::provider::WrappedKey;
 use keyring::version::{CheckValue, Keyspace};
 use pgrx::datum::DatumWithOid;
-use pgrx::spi::{Spi, SpiClient, SpiTupleTable};
+use pgrx::spi::{Spi, SpiClient, SpiResult, SpiTupleTable};
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use super::scan::table_oid;
+use super::sql::SqlRow;
 use super::{DATABASE_KEY, Privilege, State};
 use crate::errors::Error;
 use crate::pg;
+use crate::rights::RightsOf;
 
 /// A version that is to be written to the catalog.
 pub(crate) struct NewVersion {
@@ -28,7 +30,7 @@ pub(crate) struct NewVersion {
 /// A connection to the server's SQL with the rights of the tables' owner, on behalf of a caller.
 pub(crate) struct Writer<'a, 'conn> {
     client: &'a mut SpiClient<'conn>,
-    caller: pg_sys::Oid,
+    pub(super) caller: pg_sys::Oid,
 }
 
 impl Writer<'_, '_> {
@@ -161,6 +163,18 @@ impl Writer<'_, '_> {
         }
     }
 
+    /// Notes that the keys are those that their providers have, on this server.
+    pub(crate) fn set_reconciled(&mut self) -> Result<(), Error> {
+        self.run(
+            "UPDATE encryption.keyspace k
+                SET system_identifier = here.system_identifier, timeline = here.timeline,
+                    base_backup = here.base_backup, reconciled_at = pg_catalog.now()
+               FROM encryption.this_server() here",
+            &[],
+        )?;
+        Ok(())
+    }
+
     fn update_version(
         &mut self,
         sql: &str,
@@ -217,30 +231,6 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    /// An entry in the lifecycle log.
-    pub(crate) fn log(
-        &mut self,
-        action: &str,
-        name: &KeyName,
-        version: Option<KeyVersion>,
-        detail: Option<&str>,
-    ) -> Result<(), Error> {
-        let caller = self.caller;
-        self.run(
-            "INSERT INTO encryption.key_event
-                (action, key_name, version, detail, role_name, session_role_name)
-             VALUES ($1, $2, $3, $4, pg_catalog.pg_get_userbyid($5::pg_catalog.oid), session_user)",
-            &[
-                action.into(),
-                name.as_str().into(),
-                version.map(|version| version.get() as i32).into(),
-                detail.into(),
-                role(caller),
-            ],
-        )?;
-        Ok(())
-    }
-
     /// The role on whose behalf the catalog is written.
     pub(crate) fn caller(&self) -> pg_sys::Oid {
         self.caller
@@ -255,6 +245,26 @@ impl Writer<'_, '_> {
         self.client.update(sql, None, arguments).map_err(|_| FAILED)?;
         // SAFETY: SPI has just executed a statement and set its number of rows.
         Ok(usize::try_from(unsafe { pg_sys::SPI_processed }).unwrap_or(usize::MAX))
+    }
+
+    /// The rows of a query that changes nothing, which a standby runs too.
+    pub(super) fn select<T>(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+        each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        rows_of(self.client.select(sql, None, arguments), each)
+    }
+
+    /// The rows that a statement returns which changes something.
+    pub(super) fn update_returning<T>(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+        each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        rows_of(self.client.update(sql, None, arguments), each)
     }
 
     /// The first row that such a statement returns, if any.
@@ -299,16 +309,26 @@ impl WrittenRow<'_> {
     }
 }
 
-fn id(name: &KeyName) -> DatumWithOid<'static> {
+fn rows_of<T>(
+    result: SpiResult<SpiTupleTable<'_>>,
+    mut each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    result
+        .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?
+        .map(|row| each(&SqlRow(row)))
+        .collect()
+}
+
+pub(super) fn id(name: &KeyName) -> DatumWithOid<'static> {
     (name.id().get() as i32).into()
 }
 
 /// A role as an argument. (pgrx passes an `Oid` of 0, which is PUBLIC, as null.)
-fn role(role: pg_sys::Oid) -> DatumWithOid<'static> {
+pub(super) fn role(role: pg_sys::Oid) -> DatumWithOid<'static> {
     i64::from(role.to_u32()).into()
 }
 
-fn number_of(version: KeyVersion) -> DatumWithOid<'static> {
+pub(super) fn number_of(version: KeyVersion) -> DatumWithOid<'static> {
     (version.get() as i32).into()
 }
 
@@ -322,7 +342,7 @@ pub(crate) fn as_owner<T>(
     body: impl FnOnce(&mut Writer<'_, '_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let caller = pg::current_user();
-    let _rights = OwnersRights::take()?;
+    let _rights = RightsOf::role(owner_of_tables()?);
     Spi::connect_mut(|client| body(&mut Writer { client, caller }))
 }
 
@@ -334,37 +354,6 @@ pub(crate) fn refuse_if_read_only(command: &'static CStr) {
     unsafe {
         pg_sys::PreventCommandIfReadOnly(command.as_ptr());
         pg_sys::PreventCommandIfParallelMode(command.as_ptr());
-    }
-}
-
-/// The rights of the tables' owner, given back when dropped; PostgreSQL itself gives them back
-/// when it aborts the transaction or the subtransaction.
-struct OwnersRights {
-    user: pg_sys::Oid,
-    context: i32,
-}
-
-impl OwnersRights {
-    fn take() -> Result<Self, Error> {
-        let owner = owner_of_tables()?;
-        let mut user = pg_sys::InvalidOid;
-        let mut context = 0;
-        // SAFETY: reads and sets the current user as fmgr_security_definer does for a function
-        // that is SECURITY DEFINER.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-            let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
-            pg_sys::SetUserIdAndSecContext(owner, context | local);
-        }
-        Ok(Self { user, context })
-    }
-}
-
-impl Drop for OwnersRights {
-    fn drop(&mut self) {
-        // SAFETY: what was the current user before. Where an error unwinds through here this only
-        // comes a little before PostgreSQL's own reset.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
     }
 }
 

@@ -6,16 +6,17 @@ use pgrx::pg_sys;
 
 use super::key_name;
 use crate::catalog::Privilege;
+use crate::catalog::log::Event;
 use crate::catalog::write::{Writer, as_owner, refuse_if_read_only};
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::{access, keys};
 
 sql_function! {
-    /// `enc_grant(name text, grantee name, privileges text) RETURNS void`
+    /// `enc_grant(name text, grantee name, privileges text, reason text) RETURNS void`
     fn enc_grant(call) {
         refuse_if_read_only(c"enc_grant()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(3)?;
         change_grants(call, "grant", |catalog, change, privilege| {
             catalog.insert_grant(&change.key, change.grantee, privilege)
         })
@@ -23,10 +24,10 @@ sql_function! {
 }
 
 sql_function! {
-    /// `enc_revoke(name text, grantee name, privileges text) RETURNS void`
+    /// `enc_revoke(name text, grantee name, privileges text, reason text) RETURNS void`
     fn enc_revoke(call) {
         refuse_if_read_only(c"enc_revoke()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(3)?;
         change_grants(call, "revoke", |catalog, change, privilege| {
             catalog.delete_grant(&change.key, change.grantee, privilege)
         })
@@ -48,6 +49,7 @@ fn change_grants(
 ) -> Result<pg_sys::Datum, Error> {
     let key = keys::named(&key_name(&call.text(0)?)?)?;
     access::check_owner(&key)?;
+    let reason = call.optional_text(3)?;
     let grantee_name = call.cstring(1).to_owned();
     let change = Change {
         key: key.name.clone(),
@@ -63,7 +65,8 @@ fn change_grants(
         }
         let names: Vec<_> = change.privileges.iter().map(|privilege| privilege.name()).collect();
         let detail = format!("{} {:?}", names.join(", "), change.grantee_name);
-        catalog.log(action, &change.key, None, Some(&detail))
+        let event = Event::new(action).key(&change.key).detail(&detail);
+        catalog.log(&event.reason(reason.as_deref()))
     })?;
     Ok(pg_sys::Datum::from(0usize))
 }

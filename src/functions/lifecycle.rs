@@ -13,6 +13,7 @@ use keyring::version::{CheckValue, Keyspace, VersionId};
 use pgrx::pg_sys;
 
 use super::key_name;
+use crate::catalog::log::Event;
 use crate::catalog::write::{NewVersion, Writer, as_owner, refuse_if_read_only};
 use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
@@ -20,10 +21,11 @@ use crate::fmgr::{Call, sql_function};
 use crate::{access, keys, settings};
 
 sql_function! {
-    /// `enc_create_key(name text, if_not_exists boolean) RETURNS integer`
+    /// `enc_create_key(name text, if_not_exists boolean, reason text) RETURNS integer`
     fn enc_create_key(call) {
         refuse_if_read_only(c"enc_create_key()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(2)?;
+        let reason = call.optional_text(2)?;
         let name = key_name(&call.text(0)?)?;
         if name.as_str() == DATABASE_KEY {
             return Err(Error::KeyNameReserved { name });
@@ -32,7 +34,7 @@ sql_function! {
             return existing(&name, &key, call.boolean(1));
         }
         ensure_database_key()?;
-        let version = match create(&name) {
+        let version = match create(&name, reason.as_deref()) {
             // Another session makes it at the same moment, and was faster.
             Err(Error::KeyChangedMeanwhile { .. }) if call.boolean(1) => {
                 return existing(&name, &*keys::named(&name)?, true);
@@ -71,7 +73,7 @@ fn ensure_database_key() -> Result<(), Error> {
     if keys::find(name.id())?.is_some() {
         return Ok(());
     }
-    match create(&name) {
+    match create(&name, None) {
         // Another session makes its first key at the same moment, and was faster.
         Err(Error::KeyChangedMeanwhile { .. }) => Ok(()),
         result => result.map(|_| ()),
@@ -79,7 +81,7 @@ fn ensure_database_key() -> Result<(), Error> {
 }
 
 /// Makes a key, or adopts all versions of it that a direct provider has; the newest is active.
-fn create(name: &KeyName) -> Result<KeyVersion, Error> {
+fn create(name: &KeyName, reason: Option<&str>) -> Result<KeyVersion, Error> {
     let provider = configured_provider()?;
     let keyspace = catalog::read_keyspace()?;
     let mut versions = discover(&provider, name, keyspace, None)?;
@@ -118,24 +120,24 @@ fn create(name: &KeyName) -> Result<KeyVersion, Error> {
         if name.as_str() == DATABASE_KEY {
             catalog.pin_digest_version(newest)?;
         }
-        catalog.log("create", name, Some(newest), None)
+        catalog.log(&Event::new("create").key(name).versions(None, Some(newest)).reason(reason))
     })?;
     Ok(newest)
 }
 
 sql_function! {
-    /// `enc_rotate_key(name text, activate boolean) RETURNS integer`
+    /// `enc_rotate_key(name text, activate boolean, reason text) RETURNS integer`
     fn enc_rotate_key(call) {
         refuse_if_read_only(c"enc_rotate_key()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(2)?;
         let key = owned_key(call)?;
-        Ok(integer(rotate(&key, call.boolean(1))?))
+        Ok(integer(rotate(&key, call.boolean(1), call.optional_text(2)?.as_deref())?))
     }
 }
 
 /// Adopts the versions that a direct provider has beyond those that the catalog knows, or makes
 /// one.
-fn rotate(key: &Key, activate: bool) -> Result<KeyVersion, Error> {
+fn rotate(key: &Key, activate: bool, reason: Option<&str>) -> Result<KeyVersion, Error> {
     let provider = configured_provider()?;
     let keyspace = catalog::read_keyspace()?;
     let mut versions = discover(&provider, &key.name, keyspace, Some(key))?;
@@ -156,15 +158,21 @@ fn rotate(key: &Key, activate: bool) -> Result<KeyVersion, Error> {
             let state = if version.number == newest { State::Pending } else { State::Deprecated };
             catalog.insert_version(&key.name, version, state)?;
         }
-        catalog.log("rotate", &key.name, Some(newest), None)?;
-        if activate { catalog.activate(&key.name, newest) } else { Ok(()) }
+        let former = key.active_version().map(|version| version.number);
+        let rotate = Event::new("rotate").key(&key.name).reason(reason);
+        if activate {
+            catalog.log(&rotate.versions(former, Some(newest)))?;
+            catalog.activate(&key.name, newest)
+        } else {
+            catalog.log(&rotate.versions(former, Some(newest)).detail("not yet active"))
+        }
     })?;
     Ok(newest)
 }
 
 /// The versions of a key that a direct provider has and the catalog doesn't: all, if the key is
 /// new; otherwise those beyond the ones that are known.
-fn discover(
+pub(super) fn discover(
     provider: &str,
     name: &KeyName,
     keyspace: Keyspace,
@@ -238,10 +246,11 @@ fn next_number(key: &Key) -> Result<KeyVersion, Error> {
 }
 
 sql_function! {
-    /// `enc_activate_key_version(name text, version integer) RETURNS void`
+    /// `enc_activate_key_version(name text, version integer, reason text) RETURNS void`
     fn enc_activate_key_version(call) {
         refuse_if_read_only(c"enc_activate_key_version()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(2)?;
+        let reason = call.optional_text(2)?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -252,15 +261,20 @@ sql_function! {
         }
         // Who activates a version that can't be had here stops every writer.
         keys::verify(&key, version)?;
-        change(&key, version, "activate", |catalog| catalog.activate(&key.name, version.number))
+        let former = key.active_version().map(|version| version.number);
+        let event = Event::new("activate").versions(former, Some(version.number));
+        change(&key, event.reason(reason.as_deref()), |catalog| {
+            catalog.activate(&key.name, version.number)
+        })
     }
 }
 
 sql_function! {
-    /// `enc_disable_key_version(name text, version integer, force boolean) RETURNS void`
+    /// `enc_disable_key_version(name text, version integer, force boolean, reason text) RETURNS void`
     fn enc_disable_key_version(call) {
         refuse_if_read_only(c"enc_disable_key_version()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(3)?;
+        let reason = call.optional_text(3)?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -277,17 +291,19 @@ sql_function! {
         if !call.boolean(2) && keys::makes_digests(&key, version.number)? {
             return Err(Error::DigestVersionInUse { version: version.number });
         }
-        change(&key, version, "disable", |catalog| {
+        let event = Event::new("disable").versions(Some(version.number), None);
+        change(&key, event.reason(reason.as_deref()), |catalog| {
             catalog.disable(&key.name, version.number)
         })
     }
 }
 
 sql_function! {
-    /// `enc_enable_key_version(name text, version integer) RETURNS void`
+    /// `enc_enable_key_version(name text, version integer, reason text) RETURNS void`
     fn enc_enable_key_version(call) {
         refuse_if_read_only(c"enc_enable_key_version()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(2)?;
+        let reason = call.optional_text(2)?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -296,22 +312,24 @@ sql_function! {
             State::Disabled => (),
         }
         keys::verify(&key, version)?;
-        change(&key, version, "enable", |catalog| catalog.enable(&key.name, version.number))
+        let event = Event::new("enable").versions(None, Some(version.number));
+        change(&key, event.reason(reason.as_deref()), |catalog| {
+            catalog.enable(&key.name, version.number)
+        })
     }
 }
 
-/// Writes a change of one version, and its entry in the log.
+/// Writes a change of one version of a key, and its entry in the log.
 fn change(
     key: &Key,
-    version: &Version,
-    action: &str,
+    event: Event<'_>,
     write: impl FnOnce(&mut Writer<'_, '_>) -> Result<(), Error>,
 ) -> Result<pg_sys::Datum, Error> {
     as_owner(|catalog| {
         catalog.lock()?;
         refuse_if_changed(key)?;
         write(catalog)?;
-        catalog.log(action, &key.name, Some(version.number), None)
+        catalog.log(&event.key(&key.name))
     })?;
     Ok(void())
 }

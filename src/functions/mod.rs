@@ -1,9 +1,13 @@
 //! SQL functions: the life of keys, who may use them, and what can be asked of values and of this
 //! session.
 
+mod backups;
+mod check_key;
 mod grants;
 pub(crate) mod lifecycle;
+mod log;
 mod providers;
+mod reconcile;
 pub(crate) mod rows;
 mod statistics;
 mod values;
@@ -13,6 +17,10 @@ use envelope::KeyName;
 use crate::errors::Error;
 
 /// A key's name as a function's caller wrote it.
-fn key_name(text: &str) -> Result<KeyName, Error> {
+///
+/// # Errors
+///
+/// If it is none.
+pub(crate) fn key_name(text: &str) -> Result<KeyName, Error> {
     KeyName::parse(text).map_err(|why| Error::KeyNameInvalid { name: text.to_owned(), why })
 }

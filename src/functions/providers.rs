@@ -11,8 +11,9 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::lifecycle::{configured_provider, owned_key, refuse_if_changed};
 use super::rows::{Row, return_rows};
+use crate::catalog::log::Event;
 use crate::catalog::write::{as_owner, refuse_if_read_only};
-use crate::catalog::{self, Key, State, Version};
+use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::keys;
@@ -54,13 +55,13 @@ fn providers_in_use() -> Result<BTreeSet<String>, Error> {
     Ok(names)
 }
 
-fn all_keys() -> Result<Vec<Rc<Key>>, Error> {
+pub(super) fn all_keys() -> Result<Vec<Rc<Key>>, Error> {
     let ids = catalog::read_key_ids()?;
     let keys = ids.into_iter().map(keys::find).collect::<Result<Vec<_>, _>>()?;
     Ok(keys.into_iter().flatten().collect())
 }
 
-fn usable(key: &Key) -> impl Iterator<Item = &Version> {
+pub(super) fn usable(key: &Key) -> impl Iterator<Item = &Version> {
     key.versions.iter().filter(|version| version.state != State::Destroyed)
 }
 
@@ -90,7 +91,7 @@ impl Report {
 }
 
 /// Tries everything that a provider is needed for: its settings, what it checks of itself, and every
-/// version that came from it. Former failures are forgotten for that, and none of it is remembered.
+/// version that came from it, or else what it has of the first key that will. Former failures are forgotten for that, and none of it is remembered.
 fn check(name: &str) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
     let started = Instant::now();
@@ -127,11 +128,19 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
             reports.push(report("round trip", started, Err(failed)));
         }
     }
-    for key in all_keys()? {
-        for version in usable(&key).filter(|version| version.provider == name) {
+    let keys = all_keys()?;
+    let of_provider = |version: &&Version| version.provider == name;
+    if !keys.iter().flat_map(|key| usable(key)).any(|version| of_provider(&version)) {
+        reports.extend(try_database_key(name, provider.as_mut())?);
+    }
+    for key in keys {
+        for version in usable(&key).filter(of_provider) {
             let started = Instant::now();
             let what = format!("version {} of key \"{}\"", version.number, key.name);
-            let result = verify(provider.as_mut(), &key, version);
+            let result = verify(provider.as_mut(), &key, version).map(|()| {
+                let detail = format!("it is the right key ({})", version.state.name());
+                Finding::good("version", detail)
+            });
             let is_outage = result.as_ref().is_err_and(Error::is_outage);
             reports.push(report(what, started, result));
             if is_outage {
@@ -145,13 +154,34 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
     Ok(reports)
 }
 
-fn verify(provider: &mut dyn Provider, key: &Key, version: &Version) -> Result<Finding, Error> {
+/// Reads the versions of the database key that there are to be adopted, before any version of any key
+/// came from the provider. Of one that wraps keys there are none.
+fn try_database_key(name: &str, provider: &mut dyn Provider) -> Result<Option<Report>, Error> {
+    let key = super::key_name(DATABASE_KEY)?;
+    let started = Instant::now();
+    let result = match provider.discover(&key, &[]) {
+        Ok(found) if found.is_empty() => return Ok(None),
+        Ok(found) => {
+            let numbers: Vec<_> = found.iter().map(|version| version.number.to_string()).collect();
+            let detail = format!("it can be read, in version {}", numbers.join(", "));
+            Ok(Finding::good("database key", detail))
+        }
+        Err(error) => Err(raised(name, Some(&key), error)),
+    };
+    Ok(Some(report(format!("key \"{key}\""), started, result)))
+}
+
+/// Has a provider open a version, and sees that it is the right key.
+pub(super) fn verify(
+    provider: &mut dyn Provider,
+    key: &Key,
+    version: &Version,
+) -> Result<(), Error> {
     let wrapped = version.wrapped.as_deref();
     let data_key = provider
         .open(&version_id(key, version), &version.reference, wrapped)
         .map_err(|error| raised(&version.provider, Some(&key.name), error))?;
-    keys::verify_check_value(key, version, &data_key)?;
-    Ok(Finding::good("version", format!("it is the right key ({})", version.state.name())))
+    keys::verify_check_value(key, version, &data_key)
 }
 
 fn report(what: impl Into<String>, started: Instant, result: Result<Finding, Error>) -> Report {
@@ -168,10 +198,11 @@ fn raised(provider: &str, key: Option<&KeyName>, error: ProviderError) -> Error 
 }
 
 sql_function! {
-    /// `enc_rewrap_key(name text) RETURNS integer`: the number of versions that were wrapped again.
+    /// `enc_rewrap_key(name text, reason text) RETURNS integer`: the number of versions that were wrapped again.
     fn enc_rewrap_key(call) {
         refuse_if_read_only(c"enc_rewrap_key()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(1)?;
+        let reason = call.optional_text(1)?;
         let key = owned_key(call)?;
         let mut wrapped = Vec::new();
         for version in usable(&key).filter(|version| version.wrapped.is_some()) {
@@ -187,7 +218,8 @@ sql_function! {
             refuse_if_changed(&key)?;
             for (number, wrapped) in wrapped {
                 catalog.rewrap(&key.name, number, wrapped)?;
-                catalog.log("rewrap", &key.name, Some(number), None)?;
+                let event = Event::new("rewrap").key(&key.name).versions(Some(number), Some(number));
+                catalog.log(&event.reason(reason.as_deref()))?;
             }
             Ok(())
         })?;

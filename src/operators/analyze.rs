@@ -235,12 +235,12 @@ impl Distinct {
     }
 }
 
-/// The number of distinct values that the last ANALYZE has left.
+/// The number of distinct values that the last ANALYZE has left; of an index's expression it is
+/// unknown.
 fn last_estimate(stats: pg_sys::VacAttrStatsP) -> f64 {
     // SAFETY: ANALYZE's statistics of a column; the tuple is released after it was read.
     unsafe {
-        let (relation, number) = ((*(*stats).attr).attrelid, (*(*stats).attr).attnum);
-
+        let Some((relation, number)) = column_of(stats) else { return UNKNOWN };
         for with_children in [false, true] {
             let tuple = pg_sys::SearchSysCache3(
                 pg_sys::SysCacheIdentifier::STATRELATTINH as i32,
@@ -257,4 +257,26 @@ fn last_estimate(stats: pg_sys::VacAttrStatsP) -> f64 {
         }
     }
     UNKNOWN
+}
+
+/// The table and the number of the column that is analyzed. `attr` went in PostgreSQL 17.
+///
+/// # Safety
+///
+/// `stats` are ANALYZE's, which is computing them.
+unsafe fn column_of(stats: pg_sys::VacAttrStatsP) -> Option<(pg_sys::Oid, pg_sys::AttrNumber)> {
+    // SAFETY: the caller's promise: the table's description is there, unless the values are those of
+    // an index's expression, and it has the column.
+    unsafe {
+        let description = (*stats).tupDesc;
+        if description.is_null() {
+            return None;
+        }
+        let at = (*stats).tupattnum - 1;
+        #[cfg(feature = "pg18")]
+        let attribute = pg_sys::TupleDescAttr(description, at);
+        #[cfg(not(feature = "pg18"))]
+        let attribute = (*description).attrs.as_ptr().add(usize::try_from(at).ok()?);
+        Some(((*attribute).attrelid, (*attribute).attnum))
+    }
 }

@@ -121,6 +121,13 @@ struct Kept {
     digest: Digest,
 }
 
+impl Kept {
+    fn arguments(&self) -> [&[u8]; 3] {
+        // SAFETY: copies of the arguments, which live as long as this does.
+        self.arguments.map(|copy| unsafe { Varlena::at(copy) }.with_header())
+    }
+}
+
 /// `make`, or its result of the last call if the arguments are constants and parameters, and the
 /// same as then.
 fn once_if_constant(
@@ -144,9 +151,7 @@ fn once_if_constant(
     let kept = unsafe { (*flinfo).fn_extra.cast::<Kept>().as_ref() };
     if let Some(kept) = kept
         && kept.authority == authority
-        // SAFETY: copies of arguments, made below.
-        && std::iter::zip(kept.arguments, arguments)
-            .all(|(kept, now)| unsafe { Varlena::at(kept) }.with_header() == now)
+        && kept.arguments() == arguments
     {
         return Ok(kept.digest);
     }

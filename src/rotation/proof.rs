@@ -8,6 +8,7 @@
 
 use pgrx::{IntoDatum, pg_sys};
 
+use crate::catalog::log::Event;
 use crate::catalog::write::{Writer, as_owner, refuse_if_read_only};
 use crate::catalog::{Key, State, Version};
 use crate::errors::Error;
@@ -93,10 +94,11 @@ fn seconds(call: &Call, n: usize) -> f64 {
 
 sql_function! {
     /// `enc_destroy_key_version(name text, version integer, accept_data_loss boolean, grace_period
-    /// interval) RETURNS void`
+    /// interval, reason text) RETURNS void`
     fn enc_destroy_key_version(call) {
         refuse_if_read_only(c"enc_destroy_key_version()");
-        call.refuse_nulls()?;
+        call.refuse_nulls_in_first(4)?;
+        let reason = call.optional_text(4)?;
         let key = owned_key(call)?;
         let version = version_of(&key, call.int4(1))?;
         match version.state {
@@ -116,6 +118,7 @@ sql_function! {
             if keys::makes_digests(&key, version.number)? {
                 return Err(Error::DigestVersionInUse { version: version.number });
             }
+            catalog.refuse_if_retained(&key.name, version.number)?;
             if !accept_data_loss {
                 // SAFETY: SQL declares the argument an interval.
                 let grace = unsafe {
@@ -124,8 +127,12 @@ sql_function! {
                 refuse_if_used(catalog, &key, version, grace)?;
             }
             catalog.destroy(&key.name, version.number)?;
-            let detail = accept_data_loss.then_some("without a proof that it is unused");
-            catalog.log("destroy", &key.name, Some(version.number), detail)
+            let event = Event::new("destroy").key(&key.name).versions(Some(version.number), None);
+            let event = event.reason(reason.as_deref());
+            match accept_data_loss {
+                true => catalog.log(&event.detail("without a proof that it is unused")),
+                false => catalog.log(&event),
+            }
         })?;
         pgrx::notice!(
             "version {} of key \"{}\" is destroyed here; provider \"{}\" still has what it holds of it",

@@ -90,14 +90,15 @@ pub(crate) fn check_client_text(text: &[u8]) -> Result<(), Error> {
     Err(Error::InputNotInEncoding { encoding: client_encoding_name() })
 }
 
-/// A text in the database's encoding as a Rust string, for names and other short arguments.
+/// A text in the database's encoding as a Rust string, for names and other short arguments. What a
+/// database that knows no encoding has is taken for UTF-8.
 ///
 /// # Errors
 ///
 /// If it has no UTF-8 form.
 pub(crate) fn utf8_string(text: &[u8]) -> Result<String, Error> {
     let encoding = database_encoding();
-    let utf8 = if encoding == UTF8 || text.is_ascii() {
+    let utf8 = if encoding == UTF8 || encoding == SQL_ASCII || text.is_ascii() {
         Some(text.to_vec())
     } else {
         convert(text, encoding, UTF8)

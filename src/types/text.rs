@@ -173,7 +173,7 @@ fn decrypt_argument(call: &Call) -> Result<Buffer, Error> {
 }
 
 /// `bpchartruelen` of `src/backend/utils/adt/varchar.c`.
-fn without_padding(padded: &[u8]) -> &[u8] {
+pub(crate) fn without_padding(padded: &[u8]) -> &[u8] {
     let len = padded.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
     &padded[..len]
 }

@@ -8,6 +8,7 @@
 )]
 
 pub mod key_server;
+pub mod replication;
 
 use std::error::Error;
 use std::fs;
@@ -26,7 +27,7 @@ use postgres::error::DbError;
 use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, SimpleQueryMessage};
 
-/// The major version of PostgreSQL that these tests run on.
+/// The major version of PostgreSQL that these tests run on, unless they ask for others.
 pub const MAJOR: u16 = 15;
 
 /// The database in which [`start`] makes the extension.
@@ -44,8 +45,14 @@ pub const RAW_CASTS: &str = "
 /// PostgreSQL can't be had.
 #[must_use]
 pub fn builder(test: &str) -> Option<Builder> {
-    match Cluster::missing(MAJOR) {
-        None => Some(Cluster::builder(MAJOR).setting("encryption_ext.provider", "file")),
+    builder_on(MAJOR, test)
+}
+
+/// As [`builder`], with another major version of PostgreSQL.
+#[must_use]
+pub fn builder_on(major: u16, test: &str) -> Option<Builder> {
+    match Cluster::missing(major) {
+        None => Some(Cluster::builder(major).setting("encryption_ext.provider", "file")),
         Some(why) => {
             harness::skip(test, &why);
             None
@@ -61,32 +68,34 @@ pub fn start(test: &str) -> Option<Cluster> {
     Some(cluster)
 }
 
+/// As [`start`], with another major version of PostgreSQL. `None`, which is then recorded, also
+/// where the extension isn't installed in it, or not as it is now: `make install-for-tests` installs
+/// for one version only.
+#[must_use]
+pub fn start_on(major: u16, test: &str) -> Option<Cluster> {
+    let cluster = builder_on(major, test)?.start();
+    let installed = connect(&cluster).texts(
+        "SELECT pg_read_file(setting || '/extension/encryption_ext--0.1.0.sql', 0, 10000000, true)
+           FROM pg_config() WHERE name = 'SHAREDIR'",
+    );
+    let current = include_str!("../../sql/encryption_ext--0.1.0.sql");
+    if installed != [Some(current.to_owned())] {
+        harness::skip(
+            test,
+            &format!("this extension isn't installed in PostgreSQL {major}: make install"),
+        );
+        return None;
+    }
+    create_extension(&cluster, DATABASE);
+    Some(cluster)
+}
+
 /// Makes the extension in a database, and the casts between an encrypted type and what is stored:
 /// `email::bytea`, `payload::encrypted_text::bytea`.
 pub fn create_extension(cluster: &Cluster, database: &str) {
     let mut session = cluster.connect(SUPERUSER, database);
     session.run("CREATE EXTENSION encryption_ext");
     session.run(RAW_CASTS);
-}
-
-/// Replaces a stopped cluster's data by a base backup of the primary, to follow it.
-///
-/// # Panics
-///
-/// If there can be none.
-pub fn copy(primary: &Cluster, standby: &Cluster) {
-    let data = standby.data_directory();
-    fs::remove_dir_all(&data).unwrap();
-    let target = standby.directory().join("base_backup");
-    // pg_basebackup runs as the primary's user, to whom the standby's folder belongs as well.
-    let output = primary
-        .command("pg_basebackup")
-        .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--pgdata"])
-        .arg(&target)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(&target, &data).unwrap();
 }
 
 /// A superuser's session in [`DATABASE`].

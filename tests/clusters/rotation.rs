@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use cluster_tests::key_server::{ONE, READ_ONLY, Setup, THREE};
+use cluster_tests::replication::replace_by_base_backup;
 use cluster_tests::{
-    DATABASE, MAJOR, Session, builder, connect, copy, create_extension, start, texts_of,
+    DATABASE, MAJOR, Session, builder, connect, create_extension, start, texts_of,
 };
 use harness::cluster::Cluster;
 use harness::openbao::OpenBao;
@@ -29,7 +30,7 @@ fn prepare(session: &mut Client, rows: u32) {
     ));
 }
 
-/// Every row is there, can be read, equals its plain copy, is found by the index, and is under the
+/// Every row is there, can be read, equals its plain is found by the index, and is under the
 /// active version.
 #[track_caller]
 fn assert_rotated(session: &mut Client, rows: i64) {
@@ -644,7 +645,7 @@ fn a_standby_that_lags_slows_the_rotation() {
     let mut session = connect(&cluster);
     prepare(&mut session, 10_000);
     let mut standby = Cluster::builder(MAJOR).port(5433).create();
-    copy(&cluster, &standby);
+    replace_by_base_backup(&standby, &cluster, &["--write-recovery-conf"]);
     standby.start();
     let mut there = connect(&standby);
     there.run("SELECT pg_wal_replay_pause()");

@@ -4,9 +4,8 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
 
+use cluster_tests::replication::{catch_up, replace_by_base_backup};
 use cluster_tests::{
     AT_ONCE, Binary, DATABASE, MAJOR, Session, at_once, connect, expect_error, header, start,
 };
@@ -527,7 +526,7 @@ fn a_standby_sees_changes_at_once_and_makes_none() {
          INSERT INTO t VALUES (1, 'first')",
     );
     let mut standby = Cluster::builder(MAJOR).port(5433).create();
-    cluster_tests::copy(&primary, &standby);
+    replace_by_base_backup(&standby, &primary, &["--write-recovery-conf"]);
     standby.start();
 
     const READ: &str = "SELECT v FROM t WHERE id = 1";
@@ -577,15 +576,4 @@ fn a_standby_sees_changes_at_once_and_makes_none() {
     admin.fails("BEGIN READ ONLY; SELECT enc_rotate_key('k')", "25006");
     admin.run("ROLLBACK");
     assert_eq!(fs::read(&keyring).unwrap(), before);
-}
-
-/// Waits until the standby has replayed what the primary has written.
-fn catch_up(primary: &mut Client, standby: &mut Client) {
-    let written = primary.text("SELECT pg_current_wal_flush_lsn()");
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-    let started = Instant::now();
-    while standby.text(&replayed) != "t" {
-        assert!(started.elapsed() < Duration::from_secs(60), "the standby doesn't follow");
-        thread::sleep(Duration::from_millis(5));
-    }
 }

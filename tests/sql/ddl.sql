@@ -12,6 +12,7 @@ CREATE MATERIALIZED VIEW bare_matview AS SELECT enc_rotate(v) AS v FROM bare;
 CREATE TYPE bare_type AS (v encrypted_text);
 CREATE DOMAIN bare_domain AS encrypted_text;
 CREATE DOMAIN bare_domain AS encrypted_text[];
+CREATE SCHEMA bare_schema CREATE TABLE bare (v encrypted_text);
 CREATE TYPE bare_range AS RANGE (subtype = encrypted_text);
 CREATE DOMAIN bare_domain AS encrypted_text('user_pii');
 CREATE TABLE of_domain (v bare_domain);

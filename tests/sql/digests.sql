@@ -23,7 +23,7 @@ SELECT enc_digest(NULL::text), enc_digest(NULL::encrypted_bytea), enc_digest('a'
 SELECT enc_digest(''::text) = enc_digest(''::encrypted_text) AS same;
 
 -- Normal forms.
-SELECT form, value, enc_digest(value, form) = enc_digest(other, form) AS same
+SELECT form, replace(value, U&'\00AD', '-') AS value, enc_digest(value, form) = enc_digest(other, form) AS same
   FROM (VALUES ('none', 'a', 'A'), ('lower', 'Alice@Example.COM', 'alice@example.com'), ('lower', 'ÄÖ', 'äö'),
                ('lower', 'Straße', 'STRASSE'), ('nfkc_casefold', 'Straße', 'STRASSE'),
                ('nfkc_casefold', E'e\u0301', U&'\00E9'), ('nfkc_casefold', U&'\FB01n', 'FIN'),
@@ -82,7 +82,9 @@ SELECT id FROM people WHERE enc_digest(email) = enc_digest('nobody');
 SELECT enc_digest(email) FROM people WHERE enc_digest(email) > '';
 SELECT count(*) FROM people, (VALUES ('nobody')) AS guess (email) WHERE people.email = guess.email;
 SELECT id FROM people WHERE id < 5 AND email = 'user9@example.com';
+SET enable_hashagg = off;
 SELECT count(*) FROM (SELECT email FROM people GROUP BY email) AS grouped;
+RESET enable_hashagg;
 -- What an index says nothing of is open.
 SELECT count(*), count(email) FROM people WHERE id < 10;
 SELECT encrypted_text_hash('x');

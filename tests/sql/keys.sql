@@ -100,8 +100,8 @@ SELECT enc_rotate_key('cycle');
 ROLLBACK;
 
 -- The log has it all.
-SELECT action, key_name, version, detail, role_name = session_role_name AS by_session_user
-  FROM encryption.key_event WHERE key_name = 'cycle' ORDER BY occurred_at;
+SELECT action, key_name, old_version, new_version, detail, role_name = session_role_name AS by_session_user
+  FROM encryption.key_event WHERE key_name = 'cycle' ORDER BY sequence;
 
 -- This session's cache. No key bytes in it.
 SELECT enc_flush_cache();

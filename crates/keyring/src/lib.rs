@@ -18,6 +18,7 @@
 //! | [`configured`] | the kinds of providers, and the file that configures several |
 //! | [`breaker`] | how a provider that keeps failing is left alone |
 //! | [`call`] | calls over a network: bounded, cancellable, off the calling thread |
+//! | [`log`] | the keyed digests of the lifecycle log |
 //! | [`material`] | what is made of a version's bytes: ciphers and subkeys |
 //! | [`digest`] | keyed digests of plaintexts: what indexes hold |
 //! | [`cache`] | the keys that a process has fetched |
@@ -41,6 +42,7 @@ pub mod file;
 pub mod gcp_kms;
 mod http;
 pub mod kmip;
+pub mod log;
 pub mod material;
 mod oauth;
 mod options;

@@ -415,13 +415,14 @@ fn a_workload_logs_in_with_the_token_of_its_platform() {
     assert!(text.contains("roles/iam.workloadIdentityUser"), "{text}");
 }
 
-/// What a provider comes to in an environment of its own: "ok", or the error's kind and text.
+/// What a provider comes to in an environment of its own, which is [`CREDENTIALS_TEST`] run again: "ok",
+/// or the error's kind and text.
 fn outcome(options: &Value, environment: &[(&str, &str)]) -> String {
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "in_an_environment", "--ignored", "--nocapture"])
+        .args(["--exact", CREDENTIALS_TEST, "--nocapture"])
         .env_remove("GOOGLE_APPLICATION_CREDENTIALS")
         .env_remove("GCE_METADATA_HOST")
-        .env("GCP_KMS_TEST_OPTIONS", options.to_string())
+        .env(ELSEWHERE, options.to_string())
         .envs(environment.iter().copied())
         .output()
         .unwrap();
@@ -430,11 +431,12 @@ fn outcome(options: &Value, environment: &[(&str, &str)]) -> String {
     outcome.lines().next().unwrap().to_owned()
 }
 
-#[test]
-#[ignore = "run by other tests, in an environment of theirs"]
-fn in_an_environment() {
-    let options: GcpKmsOptions =
-        serde_json::from_str(&env::var("GCP_KMS_TEST_OPTIONS").unwrap()).unwrap();
+/// The variable with the options of a provider, in the process that [`outcome`] starts.
+const ELSEWHERE: &str = "GCP_KMS_TEST_OPTIONS";
+
+/// Tells what a provider with these options comes to here.
+fn tell_outcome(options: &str) {
+    let options: GcpKmsOptions = serde_json::from_str(options).unwrap();
     let mut provider =
         GcpKmsProvider::new(&options, RequestLimits::default(), Box::new(|| false)).unwrap();
     match make(&mut provider).and_then(|made| open(&mut provider, &made)) {
@@ -443,8 +445,13 @@ fn in_an_environment() {
     }
 }
 
+const CREDENTIALS_TEST: &str = "the_environment_tells_where_credentials_are";
+
 #[test]
 fn the_environment_tells_where_credentials_are() {
+    if let Ok(options) = env::var(ELSEWHERE) {
+        return tell_outcome(&options);
+    }
     let setup = setup!();
     let GcpKmsOptions { key, endpoint, ca_file, credentials_file } = &setup.options;
     let options = json!({ "key": key, "endpoint": endpoint, "ca_file": ca_file });

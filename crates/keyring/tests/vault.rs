@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use envelope::{DataKey, KeyName, KeyVersion};
-use harness::openbao::{self, OpenBao};
+use harness::kubernetes::TokenReviewer;
+use harness::openbao::{self, ClientAuthority, JwtIssuer, OpenBao};
 use keyring::call::RequestLimits;
 use keyring::provider::{MadeVersion, Provider, ProviderError, ProviderErrorKind};
 use keyring::vault::{VaultOptions, VaultProvider};
@@ -357,6 +358,294 @@ impl Setup {
     }
 }
 
+/// The accessors of the tokens that a login has given and that still live, the oldest first.
+fn accessors(server: &OpenBao, mount: &str) -> Vec<String> {
+    let tokens = server.tokens_of(mount);
+    tokens.iter().map(|token| token["accessor"].as_str().unwrap().to_owned()).collect()
+}
+
+fn revoke_tokens_of(server: &OpenBao, mount: &str) {
+    let path = format!("sys/leases/revoke-prefix/auth/{mount}");
+    server.expect(None, "PUT", &path, Value::Null);
+    assert_eq!(accessors(server, mount), [""; 0]);
+}
+
+#[test]
+fn a_token_is_renewed_before_it_ends() {
+    let server = server!(start);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let role = json!({ "token_policies": ["read-keys"], "token_ttl": "3s", "token_max_ttl": "1h" });
+    let setup = Setup::with_approle(&server, &server.approle_with(None, "db", role));
+    let mut vault = setup.provider();
+    open(&mut vault, "user_pii?version=1").unwrap();
+    let first = accessors(&server, "approle");
+    assert_eq!(first.len(), 1);
+    assert_eq!(server.tokens_of("approle")[0]["last_renewal_time"], Value::Null);
+
+    // Three times past two thirds of its time, and in the end long past all of it.
+    for _ in 0..3 {
+        open(&mut vault, "user_pii?version=1").unwrap();
+        std::thread::sleep(Duration::from_millis(2200));
+        open(&mut vault, "user_pii?version=1").unwrap();
+        assert_eq!(accessors(&server, "approle"), first);
+    }
+    assert!(server.tokens_of("approle")[0]["last_renewal_time"].is_u64());
+
+    // Nobody renews what nobody uses; then there is a new login.
+    std::thread::sleep(Duration::from_millis(3200));
+    open(&mut vault, "user_pii?version=1").unwrap();
+    let second = accessors(&server, "approle");
+    assert_eq!(second.len(), 1);
+    assert_ne!(second, first);
+}
+
+#[test]
+fn a_token_that_cannot_be_renewed_is_replaced() {
+    let server = server!(start);
+    server.policy("read-keys", READ_ONLY);
+    server.policy("no-renewal", r#"path "auth/token/renew-self" { capabilities = ["deny"] }"#);
+    server.kv_put("keys/user_pii", ONE);
+    let setup_with = |name: &str, role: Value| {
+        Setup::with_approle(&server, &server.approle_with(None, name, role))
+    };
+    let seconds = |seconds: f32| std::thread::sleep(Duration::from_secs_f32(seconds));
+
+    // The renewal after 2.2 seconds can't give it three more: the fourth second is its last.
+    let role = json!({ "token_policies": ["read-keys"], "token_ttl": "3s", "token_max_ttl": "4s" });
+    let setup = setup_with("max", role);
+    let mut vault = setup.provider();
+    open(&mut vault, "user_pii?version=1").unwrap();
+    let first = accessors(&server, "approle");
+    seconds(2.2);
+    open(&mut vault, "user_pii?version=1").unwrap();
+    assert_eq!(accessors(&server, "approle"), first);
+    seconds(2.2);
+    open(&mut vault, "user_pii?version=1").unwrap();
+    let second = accessors(&server, "approle");
+    assert!(!second.is_empty() && second.last() != first.last(), "{first:?} {second:?}");
+    revoke_tokens_of(&server, "approle");
+
+    // The renewal is refused.
+    let role = json!({ "token_policies": ["read-keys", "no-renewal"], "token_ttl": "3s" });
+    let setup = setup_with("refused", role);
+    let mut vault = setup.provider();
+    open(&mut vault, "user_pii?version=1").unwrap();
+    let first = accessors(&server, "approle");
+    seconds(2.2);
+    open(&mut vault, "user_pii?version=1").unwrap();
+    let second = accessors(&server, "approle");
+    assert_eq!((first.len(), second.len()), (1, 2));
+    assert_eq!(first[0], second[0]);
+    revoke_tokens_of(&server, "approle");
+
+    // A batch token is not renewed, and ends.
+    let role = json!({
+        "token_policies": ["read-keys"],
+        "token_ttl": "2s",
+        "token_type": "batch",
+    });
+    let setup = setup_with("batch", role);
+    let mut vault = setup.provider();
+    for pause in [0.0, 1.5, 1.0, 3.0] {
+        seconds(pause);
+        open(&mut vault, "user_pii?version=1").unwrap();
+    }
+    // The server keeps none of them.
+    assert_eq!(accessors(&server, "approle"), [""; 0]);
+}
+
+#[test]
+fn a_service_account_of_kubernetes_logs_in() {
+    let server = server!(start);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let reviewer = TokenReviewer::start();
+    server.enable_auth("kubernetes", "kubernetes", None);
+    server.expect(None, "POST", "auth/kubernetes/config", reviewer.config());
+    let role = reviewer.role("postgres", &["read-keys"]);
+    server.expect(None, "POST", "auth/kubernetes/role/db", role);
+
+    let mut setup = Setup::new(&server);
+    setup.options.auth = "kubernetes".to_owned();
+    setup.options.role = "db".to_owned();
+    let first = reviewer.issue("postgres");
+    setup.options.jwt_file = setup.write("jwt", &first);
+    let mut vault = setup.provider();
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+
+    // The platform replaces the token by and by: each login reads it again.
+    reviewer.revoke_all();
+    setup.write("jwt", &format!("{}\n", reviewer.issue("postgres")));
+    revoke_tokens_of(&server, "kubernetes");
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+
+    revoke_tokens_of(&server, "kubernetes");
+    let not_taken = [first, reviewer.issue("somebody"), "not.a.token".to_owned(), String::new()];
+    for token in not_taken {
+        setup.write("jwt", &token);
+        let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+        assert!(token.is_empty() || !text.contains(&token), "{text}");
+    }
+    fs::remove_file(setup.file("jwt")).unwrap();
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    setup.write("jwt", &reviewer.issue("postgres"));
+    open(&mut vault, "user_pii?version=1").unwrap();
+
+    // No such role.
+    setup.options.role = "other".to_owned();
+    fails(open(&mut setup.provider(), "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+}
+
+#[test]
+fn a_token_of_a_platform_logs_in() {
+    let server = server!(start);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let issuer = JwtIssuer::new();
+    server.enable_auth("jwt", "platform", None);
+    let config = json!({ "jwt_validation_pubkeys": [issuer.public_key()] });
+    server.expect(None, "POST", "auth/platform/config", config);
+    let role = json!({
+        "role_type": "jwt",
+        "user_claim": "sub",
+        "bound_audiences": ["vault"],
+        "bound_subject": "postgres",
+        "token_policies": ["read-keys"],
+    });
+    server.expect(None, "POST", "auth/platform/role/db", role);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let issue = |subject: &str, audience: &str, expires: u64| {
+        issuer.sign(&json!({ "sub": subject, "aud": audience, "iat": now - 3600, "exp": expires }))
+    };
+
+    let mut setup = Setup::new(&server);
+    setup.options.auth = "jwt".to_owned();
+    setup.options.auth_mount = "platform".to_owned();
+    setup.options.role = "db".to_owned();
+    setup.options.jwt_file = setup.write("jwt", &issue("postgres", "vault", now + 600));
+    let mut vault = setup.provider();
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+    revoke_tokens_of(&server, "platform");
+    for token in [
+        issue("postgres", "vault", now - 1000),
+        issue("postgres", "other", now + 600),
+        issue("other", "vault", now + 600),
+        JwtIssuer::new().sign(&json!({ "sub": "postgres", "aud": "vault", "exp": now + 600 })),
+    ] {
+        setup.write("jwt", &token);
+        let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+        assert!(text.contains("subject and audience") && !text.contains(&token), "{text}");
+    }
+    setup.write("jwt", &issue("postgres", "vault", now + 600));
+    open(&mut vault, "user_pii?version=1").unwrap();
+
+    // Mounted elsewhere.
+    setup.options.auth_mount = String::new();
+    fails(open(&mut setup.provider(), "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+}
+
+#[test]
+fn a_client_certificate_logs_in() {
+    let server = server!(start_with_tls);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let authority = ClientAuthority::new();
+    server.enable_auth("cert", "cert", None);
+    let role = json!({
+        "certificate": authority.certificate(),
+        "allowed_common_names": ["db1", "db2"],
+        "token_policies": ["read-keys"],
+    });
+    server.expect(None, "POST", "auth/cert/certs/db", role);
+    let name_of_newest = || server.tokens_of("cert").pop().unwrap()["meta"]["common_name"].clone();
+
+    let mut setup = Setup::new(&server);
+    setup.options.auth = "cert".to_owned();
+    let (certificate, key) = authority.sign("db1");
+    setup.options.client_certificate_file = setup.write("client.pem", &certificate);
+    setup.options.client_key_file = setup.write("client.key", &key);
+    let mut vault = setup.provider();
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
+    assert_eq!(name_of_newest(), "db1");
+
+    // Replaced on disk: the next login shows the new one, in a new connection.
+    let (certificate, key) = authority.sign("db2");
+    setup.write("client.pem", &certificate);
+    setup.write("client.key", &key);
+    open(&mut vault, "user_pii?version=1").unwrap();
+    assert_eq!(name_of_newest(), "db1");
+    revoke_tokens_of(&server, "cert");
+    open(&mut vault, "user_pii?version=1").unwrap();
+    assert_eq!(name_of_newest(), "db2");
+
+    // The role that is named decides.
+    for (role, may_log_in) in [("db", true), ("other", false)] {
+        setup.options.role = role.to_owned();
+        let result = open(&mut setup.provider(), "user_pii?version=1");
+        match may_log_in {
+            true => assert!(result.is_ok()),
+            false => drop(fails(result, ProviderErrorKind::LoginFailed)),
+        }
+    }
+    setup.options.role = String::new();
+
+    // Another name, another authority.
+    for (certificate, key) in [authority.sign("db3"), ClientAuthority::new().sign("db1")] {
+        setup.write("client.pem", &certificate);
+        setup.write("client.key", &key);
+        revoke_tokens_of(&server, "cert");
+        let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+        assert!(text.contains("client certificate"), "{text}");
+    }
+
+    // Only one of the two is replaced so far; the other follows within the tries.
+    let (certificate, key) = authority.sign("db1");
+    setup.write("client.pem", &certificate);
+    let start = Instant::now();
+    let text = fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    assert!(text.contains("is not that of the certificate"), "{text}");
+    assert!((700..1800).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            setup.write("client.key", &key);
+        });
+        open(&mut vault, "user_pii?version=1").unwrap();
+    });
+    assert_eq!(name_of_newest(), "db1");
+
+    for (name, contents) in
+        [("client.key", ""), ("client.key", "no key"), ("client.pem", "no certificate")]
+    {
+        let whole = fs::read_to_string(setup.file(name)).unwrap();
+        setup.write(name, contents);
+        fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+        setup.write(name, &whole);
+        open(&mut vault, "user_pii?version=1").unwrap();
+    }
+}
+
+#[test]
+fn a_login_may_be_in_a_namespace() {
+    let server = server!(start);
+    server.expect(None, "POST", "sys/namespaces/team", json!({}));
+    server.mount_kv("secret", Some("team"));
+    server.kv_put_in(Some("team"), "keys/user_pii", json!({ "key": TWO }));
+    let policy = json!({ "policy": READ_ONLY });
+    server.expect(Some("team"), "POST", "sys/policies/acl/read-keys", policy);
+    let role = json!({ "token_policies": ["read-keys"], "token_ttl": "3s" });
+    let ids = server.approle_with(Some("team"), "db", role);
+    let mut setup = Setup::with_approle(&server, &ids);
+    fails(open(&mut setup.provider(), "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    setup.options.namespace = "team".to_owned();
+    let mut vault = setup.provider();
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[2; 32]);
+    // The renewal is in the namespace too.
+    std::thread::sleep(Duration::from_millis(2200));
+    assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[2; 32]);
+}
+
 #[test]
 fn a_token_file_is_read_again_when_it_changes() {
     let server = server!(start);
@@ -501,35 +790,126 @@ fn the_servers_certificate_is_checked() {
 }
 
 #[test]
-fn a_quota_that_is_used_up_is_told() {
+fn a_quota_is_waited_for_or_told() {
     let server = server!(start);
     server.kv_put("keys/user_pii", ONE);
     let setup = Setup::with_token(&server, server.root_token());
     let mut vault = setup.provider();
-    let quota = |rate: f64, interval: &str| {
-        let quota = json!({ "path": "secret/", "rate": rate, "interval": interval });
-        assert_eq!(server.request("POST", "sys/quotas/rate-limit/keys", quota).0, 204);
-    };
-    // One a minute: no pause is long enough.
-    quota(1.0, "60s");
-    let results: Vec<_> = (0..2).map(|_| open(&mut vault, "user_pii?version=1")).collect();
-    let last = results.into_iter().next_back().unwrap();
-    fails(last, ProviderErrorKind::Throttled);
+    let path = "sys/quotas/rate-limit/keys";
+    let quota = json!({ "path": "secret/", "rate": 1.0, "interval": "60s" });
+    server.expect(None, "POST", path, quota);
+    open(&mut vault, "user_pii?version=1").unwrap();
+    // No pause is long enough.
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::Throttled);
+
+    // It ends while the request is tried again.
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(250));
+            server.expect(None, "DELETE", path, Value::Null);
+        });
+        open(&mut vault, "user_pii?version=1").unwrap();
+    });
+    let took = start.elapsed();
+    println!("throttled for 250 ms: {took:?}");
+    assert!((250..1500).contains(&took.as_millis()), "{took:?}");
 }
 
-/// An engine that was just mounted answers 400 for a moment, as one does after a leader change.
 #[test]
-fn an_engine_that_is_being_set_up_is_waited_for() {
-    let server = server!(start);
-    let mut setup = Setup::with_token(&server, server.root_token());
-    for i in 0..5 {
-        setup.options.mount = format!("fresh{i}");
-        let engine = json!({ "type": "kv", "options": { "version": "2" } });
-        server.expect(None, "POST", &format!("sys/mounts/fresh{i}"), engine);
-        let start = Instant::now();
-        assert_eq!(make(&mut setup.provider(), "user_pii").unwrap().number.unwrap().get(), 1);
-        println!("made in an engine mounted at once before: {:?}", start.elapsed());
+fn settings_that_cannot_be_used_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| path_text(&folder.path().join(name));
+    let good = || VaultOptions {
+        address: "https://vault.example".to_owned(),
+        token_file: file("token"),
+        ..VaultOptions::default()
+    };
+    let new = |options: &VaultOptions| {
+        VaultProvider::new(options, RequestLimits::default(), Box::new(|| false))
+    };
+    assert!(new(&good()).is_ok());
+    let auth = |auth: &str| VaultOptions { auth: auth.to_owned(), ..good() };
+    let with_certificate = |options: VaultOptions| VaultOptions {
+        client_certificate_file: file("client.pem"),
+        client_key_file: file("client.key"),
+        ..options
+    };
+    assert!(new(&with_certificate(auth("cert"))).is_ok());
+    let loopback = "http://127.0.0.1:8200".to_owned();
+    for (options, complaint) in [
+        (VaultOptions { address: String::new(), ..good() }, "\"address\""),
+        (VaultOptions { address: "http://vault.example".to_owned(), ..good() }, "https"),
+        (VaultOptions { token_file: String::new(), ..good() }, "\"token_file\""),
+        (VaultOptions { token_file: "token".to_owned(), ..good() }, "\"token_file\""),
+        (VaultOptions { namespace: "../x".to_owned(), ..good() }, "\"namespace\""),
+        (VaultOptions { mount: "a//b".to_owned(), ..good() }, "\"mount\""),
+        (VaultOptions { path_prefix: Some("a?b".to_owned()), ..good() }, "\"path_prefix\""),
+        (VaultOptions { key: "k".to_owned(), ..good() }, "vault_transit"),
+        (auth("jwt"), "\"role\""),
+        (
+            VaultOptions { auth_mount: "/x".to_owned(), role: "r".to_owned(), ..auth("jwt") },
+            "\"auth_mount\"",
+        ),
+        (
+            VaultOptions { role: "r".to_owned(), jwt_file: "x".to_owned(), ..auth("jwt") },
+            "jwt_file",
+        ),
+        (auth("kubernetes"), "\"role\""),
+        (auth("approle"), "\"role_id_file\""),
+        (VaultOptions { role_id_file: file("r"), ..auth("approle") }, "\"secret_id_file\""),
+        (auth("ldap"), "\"auth\""),
+        (auth("cert"), "client_certificate_file"),
+        (with_certificate(VaultOptions { address: loopback, ..auth("cert") }), "https"),
+        (VaultOptions { client_key_file: file("k"), ..good() }, "belong together"),
+    ] {
+        let error = new(&options).err().unwrap();
+        assert_eq!(error.kind, ProviderErrorKind::Configuration, "{error}");
+        assert!(error.message.contains(complaint), "{error}");
     }
+}
+
+#[test]
+fn a_check_tells_what_can_be_done() {
+    let server = server!(start);
+    let name = name("user_pii");
+    let id = VersionId { keyspace: Keyspace([7; 16]), name: &name, version: KeyVersion::FIRST };
+    let check = |setup: &Setup| -> Vec<String> {
+        let findings = setup.provider().check(&id).unwrap();
+        findings.iter().map(|f| format!("{}: {} / {:?}", f.what, f.detail, f.hint)).collect()
+    };
+    // With the right to do everything, and nothing there yet.
+    let root = Setup::with_token(&server, server.root_token());
+    let found = check(&root);
+    assert!(found[0].starts_with("login: its token is good without end"), "{found:?}");
+    assert!(found[0].contains("root") && found[0].contains("least rights"), "{found:?}");
+    assert!(found[1].contains("there is no \"secret/keys/user_pii\""), "{found:?}");
+    assert!(found[2].starts_with("writing: allowed"), "{found:?}");
+    assert_eq!(found.len(), 3);
+
+    server.kv_put("keys/user_pii", ONE);
+    let found = check(&root);
+    assert!(found[3].starts_with("retention: Vault keeps the newest 10"), "{found:?}");
+    server.policy("read-keys", READ_ONLY);
+    let reader = Setup::with_token(&server, &server.token(&["read-keys"], "1h"));
+    let found = check(&reader);
+    assert!(found[0].contains("for another 3") && found[0].contains("read-keys"), "{found:?}");
+    assert!(found[1].contains("\"secret/keys/user_pii\" has a key"), "{found:?}");
+    assert!(found[2].contains("not allowed") && found[2].contains("vault kv put"), "{found:?}");
+    assert_eq!(found.len(), 3);
+
+    // Without the policy that every token has unless it says otherwise.
+    let parameters = json!({ "policies": ["read-keys"], "no_default_policy": true });
+    let bare = Setup::with_token(&server, &server.token_with(None, parameters));
+    let error = bare.provider().check(&id).unwrap_err();
+    assert_eq!(error.kind, ProviderErrorKind::LoginFailed, "{error}");
+
+    server.kv_put("keys/user_pii", "too short");
+    assert!(root.provider().check(&id).is_err());
+    let none = Setup::with_token(&server, &server.token(&["default"], "1h"));
+    fails(none.provider().check(&id), ProviderErrorKind::Denied);
+    let revoked = Setup::with_token(&server, "s.000000000000000000000000");
+    fails(revoked.provider().check(&id), ProviderErrorKind::LoginFailed);
 }
 
 #[test]

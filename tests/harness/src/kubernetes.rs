@@ -5,10 +5,11 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::openbao::JwtIssuer;
+use crate::openbao::{JwtIssuer, authority};
 
 /// An API server that reviews tokens and does nothing else. It knows the service accounts that a test
 /// has made, and takes their tokens only.
@@ -52,6 +53,8 @@ impl TokenReviewer {
         json!({
             "kubernetes_host": format!("http://127.0.0.1:{}", self.port),
             "token_reviewer_jwt": self.issuer.sign(&claims("vault")),
+            // Asked for also where there is no TLS.
+            "kubernetes_ca_cert": authority().1,
             "disable_local_ca_jwt": true,
         })
     }
@@ -86,10 +89,13 @@ impl TokenReviewer {
 }
 
 fn claims(account: &str) -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs();
     json!({
         "iss": "https://kubernetes.default.svc",
         "sub": format!("system:serviceaccount:{NAMESPACE}:{account}"),
-        "exp": 4_000_000_000_u32,
+        "iat": now,
+        "nbf": now,
+        "exp": now + 3600,
         "kubernetes.io": {
             "namespace": NAMESPACE,
             "serviceaccount": { "name": account, "uid": UID },

@@ -16,4 +16,5 @@ mod server;
 mod skip;
 pub mod softhsm;
 
+pub use server::free_port;
 pub use skip::skip;

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PKCS_ED25519, SigningKey,
+    PKCS_ECDSA_P256_SHA256, SigningKey,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -557,7 +557,7 @@ impl Default for ClientAuthority {
     }
 }
 
-/// An issuer of JSON Web Tokens (RFC 7519), signed with Ed25519 (RFC 8037).
+/// An issuer of JSON Web Tokens (RFC 7519), signed with ECDSA on P-256 (ES256 of RFC 7518).
 pub struct JwtIssuer(KeyPair);
 
 impl JwtIssuer {
@@ -568,7 +568,7 @@ impl JwtIssuer {
     /// If the system has no random bytes.
     #[must_use]
     pub fn new() -> Self {
-        Self(KeyPair::generate_for(&PKCS_ED25519).expect("the system has random bytes"))
+        Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the system has random bytes"))
     }
 
     /// The key to verify its tokens with (PEM).
@@ -585,12 +585,29 @@ impl JwtIssuer {
     #[must_use]
     pub fn sign(&self, claims: &Value) -> String {
         let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-        let header = json!({ "alg": "EdDSA", "typ": "JWT" }).to_string();
+        let header = json!({ "alg": "ES256", "typ": "JWT" }).to_string();
         let text =
             format!("{}.{}", encode(header.as_bytes()), encode(claims.to_string().as_bytes()));
         let signature = self.0.sign(text.as_bytes()).expect("a text can be signed");
-        format!("{text}.{}", encode(&signature))
+        format!("{text}.{}", encode(&fixed_length(&signature)))
     }
+}
+
+/// The two numbers of an ECDSA signature (ASN.1: a sequence of two integers) with 32 bytes each, as
+/// section 3.4 of RFC 7518 wants them.
+fn fixed_length(signature: &[u8]) -> Vec<u8> {
+    let mut rest = &signature[2..];
+    let mut fixed = Vec::new();
+    for _ in 0..2 {
+        let len = usize::from(rest[1]);
+        // Without the zero that keeps the number from being negative.
+        let number = rest[2..2 + len].iter().copied().skip_while(|byte| *byte == 0);
+        let number: Vec<_> = number.collect();
+        fixed.resize(fixed.len() + 32 - number.len(), 0);
+        fixed.extend(number);
+        rest = &rest[2 + len..];
+    }
+    fixed
 }
 
 impl Default for JwtIssuer {

@@ -5,7 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A port of 127.0.0.1 that nobody listens on at the moment.
-pub(crate) fn free_port() -> u16 {
+///
+/// # Panics
+///
+/// If there is none.
+#[must_use]
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
     listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -124,27 +124,24 @@ impl TokenSource for Source {
         match &self.way {
             Way::Secret { application, file } => {
                 let (secret, _) = read_line(file, "client secret")?;
-                let whose = "the identity platform refused the client secret";
-                application
-                    .log_in(transport, self.resource, whose, &[("client_secret", &secret)])
-                    .map_err(|error| {
-                        error.with_hint(
-                            "Check the tenant id and the client id, and whether the secret is the \
-                             right one (its value, not its id) and has not expired.",
-                        )
-                    })
+                let refusal = Refusal {
+                    whose: "the identity platform refused the client secret",
+                    hint: "Check the tenant id and the client id, and whether the secret is the \
+                           right one (its value, not its id) and has not expired.",
+                };
+                let fields = [("client_secret", &**secret)];
+                application.log_in(transport, self.resource, &fields, &refusal)
             }
             Way::Federated { application, file } => {
                 let (token, _) = read_line(file, "federated token")?;
-                let whose = "the identity platform refused the federated token";
+                let refusal = Refusal {
+                    whose: "the identity platform refused the federated token",
+                    hint: "Check the tenant id and the client id, and that the application has a \
+                           federated credential with the token's issuer, subject and audience.",
+                };
                 let fields =
                     [("client_assertion_type", ASSERTION_TYPE), ("client_assertion", &**token)];
-                application.log_in(transport, self.resource, whose, &fields).map_err(|error| {
-                    error.with_hint(
-                        "Check the tenant id and the client id, and that the application has a \
-                         federated credential with the token's issuer, subject and audience.",
-                    )
-                })
+                application.log_in(transport, self.resource, &fields, &refusal)
             }
             Way::App { address, header, client_id } => {
                 let uri = self.managed_identity_uri(address, "2019-08-01", client_id.as_deref());
@@ -207,8 +204,8 @@ impl Application {
         &self,
         transport: &Transport,
         resource: &str,
-        whose: &str,
         credential: &[(&str, &str)],
+        refusal: &Refusal,
     ) -> Result<AccessToken, ProviderError> {
         let uri = oauth::token_endpoint(&self.token_address, "the authority")?;
         let scope = format!("{resource}/.default");
@@ -219,8 +216,14 @@ impl Application {
         ];
         fields.extend_from_slice(credential);
         let response = transport.send(&oauth::form_request(&uri, &fields)?)?;
-        oauth::read_token(&response, whose)
+        oauth::read_token(&response, refusal.whose).map_err(|error| error.with_hint(refusal.hint))
     }
+}
+
+/// What is said when the identity platform answers, and gives no token.
+struct Refusal {
+    whose: &'static str,
+    hint: &'static str,
 }
 
 /// Asks a managed identity's endpoint, which knows its callers by where they are.

@@ -200,7 +200,7 @@ mod tests {
         let base16 = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
         for key in [base64, &base64[..16], base16, &base16[..16], "abcdefabcdefabcdef"] {
             shows(&format!("bad key {key}."), "bad key [removed].");
-            shows(&format!("key={key}"), &"key=X".replace(&format!("key={}", 'X'), "[removed]"));
+            shows(&format!("key={key}"), "[removed]");
             shows(&format!("{{\"key\":\"{key}\"}}"), "{\"key\":\"[removed]\"}");
         }
         shows("/+ab/cdefghijklmnopq/", "[removed]");

@@ -318,3 +318,23 @@ impl Payload<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_with_a_key_does_not_outgrow_its_buffer() {
+        // As long as a prefix, a key's name, a full stop and a version get.
+        let name = "n".repeat(super::super::MAX_PREFIX_LEN + 63 + 1 + 10);
+        let request = register(&name, &DataKey::new([7; 32]));
+        assert_eq!(request.capacity(), REQUEST_CAPACITY);
+        assert!(request.windows(32).any(|window| window == [7; 32]));
+    }
+
+    #[test]
+    fn the_key_in_an_answer_is_not_shown() {
+        let shown = format!("{:?}", Object::Key(DataKey::new([0xAB; 32])));
+        assert!(!shown.contains("171") && !shown.to_lowercase().contains("abab"), "{shown}");
+    }
+}

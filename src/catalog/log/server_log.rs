@@ -1,0 +1,88 @@
+//! The server log's copy of the lifecycle log: each entry and its digest, written when the transaction
+//! that made it has committed. It is out of reach of who only has the database, and so shows what an
+//! older state of the tables, put back as a whole, would hide.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+
+use keyring::log::Digest;
+use pgrx::{Uuid, pg_sys};
+
+use super::Event;
+use crate::fmgr::server_log;
+
+thread_local! {
+    /// What this transaction will have done when it commits, with the subtransactions that did it.
+    static LINES: RefCell<Vec<(pg_sys::SubTransactionId, String)>> =
+        const { RefCell::new(Vec::new()) };
+}
+
+/// What the server log says about an entry. The reason is left out: it is anybody's text.
+pub(super) fn line(
+    chain: Uuid,
+    sequence: i64,
+    digest: Option<&Digest>,
+    event: &Event<'_>,
+) -> String {
+    let mut line = format!("lifecycle log of keys: chain {chain}, entry {sequence}, ");
+    // Writing to a String can't fail.
+    let _ = match digest {
+        Some(digest) => write!(line, "digest {digest}: {}", event.action),
+        None => write!(line, "no digest yet: {}", event.action),
+    };
+    if let Some(key) = event.key {
+        let _ = write!(line, " of key \"{key}\"");
+    }
+    for (label, version) in [("old", event.old_version), ("new", event.new_version)] {
+        if let Some(version) = version {
+            let _ = write!(line, ", {label} version {version}");
+        }
+    }
+    line
+}
+
+/// Has the server log say so when the transaction commits.
+pub(super) fn write_at_commit(line: String) {
+    // SAFETY: a transaction is in progress, since the entry has just been written.
+    let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    LINES.with_borrow_mut(|lines| lines.push((subtransaction, line)));
+}
+
+/// Registers for the end of transactions. Called once, when the library is loaded.
+pub(crate) fn register() {
+    // SAFETY: the callbacks stay valid, as a library is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_event), std::ptr::null_mut());
+    }
+}
+
+unsafe extern "C-unwind" fn transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::XactEvent as Event;
+
+    let ending = match event {
+        Event::XACT_EVENT_COMMIT => "",
+        // Whether it will be committed is another session's to say.
+        Event::XACT_EVENT_PREPARE => " (prepared)",
+        Event::XACT_EVENT_ABORT => return LINES.with_borrow_mut(Vec::clear),
+        _ => return,
+    };
+    for (_, line) in LINES.take() {
+        server_log(&format!("{line}{ending}"));
+    }
+}
+
+unsafe extern "C-unwind" fn subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    subtransaction: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        // Their numbers grow, so those from this one on are its own and its children's.
+        LINES.with_borrow_mut(|lines| lines.retain(|(by, _)| *by < subtransaction));
+    }
+}
