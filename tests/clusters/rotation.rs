@@ -30,7 +30,7 @@ fn prepare(session: &mut Client, rows: u32) {
     ));
 }
 
-/// Every row is there, can be read, equals its plain copy, is found by the index, and is under the
+/// Every row is there, can be read, equals its plain is found by the index, and is under the
 /// active version.
 #[track_caller]
 fn assert_rotated(session: &mut Client, rows: i64) {
