@@ -37,16 +37,18 @@ measure_queries() {
     local repeat
     for (( repeat = 1; repeat <= repeats; repeat++ )); do
         echo "repeat $repeat of $repeats"
+        psql --command="SET client_min_messages = warning" \
+            --command="DROP INDEX IF EXISTS plain_hash, sealed_hash, plain_btree, sealed_digest"
         query_pair "count, v = constant" "SELECT count(*) FROM :t WHERE v = 'nobody'"
         query_pair "join with 1/10" "SELECT count(*) FROM :t JOIN few_:t USING (v)"
         query_pair "DISTINCT" "SELECT count(*) FROM (SELECT DISTINCT v FROM :t) AS d"
         query_pair "ORDER BY in memory" "SELECT v FROM :t ORDER BY v OFFSET $rows"
         query_pair "ORDER BY, work_mem 4MB" "SET work_mem = '4MB'; SELECT v FROM :t ORDER BY v OFFSET $rows"
-        query_pair "build, hash index" "DROP INDEX IF EXISTS :t_hash; CREATE INDEX :t_hash ON :t USING hash (v)"
+        query_pair "build, hash index" "CREATE INDEX :t_hash ON :t USING hash (v)"
         query "build, btree or digest index" plain \
-            "DROP INDEX IF EXISTS plain_btree; CREATE INDEX plain_btree ON plain (v)"
+            "CREATE INDEX plain_btree ON plain (v)"
         query "build, btree or digest index" sealed \
-            "DROP INDEX IF EXISTS sealed_digest; CREATE INDEX sealed_digest ON sealed (enc_digest(v))"
+            "CREATE INDEX sealed_digest ON sealed (enc_digest(v))"
         lookups
     done
     report_queries
@@ -61,10 +63,11 @@ query_pair() {
 
 # query OPERATION FORM SQL: the time of the last of the statements.
 query() {
-    local milliseconds
+    local milliseconds before=()
+    [[ $3 != *"; "* ]] || before=(--command="${3%; *}")
     milliseconds=$(psql --command='\o /dev/null' --command="SELECT 'warm'::encrypted_text('bench')::text" \
         --command="SET work_mem = '1GB'" --command="SET client_min_messages = warning" \
-        --command='\timing on' ${3:+--command="${3%;*}"} --command="${3##*; }" |
+        --command='\timing on' "${before[@]}" --command="${3##*; }" |
         sed -n 's/^Time: \([0-9.]*\) ms.*/\1/p' | tail -n 1)
     record "$1" "$2" "$milliseconds"
 }
