@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 
 use super::system_catalogs::{self, TypeForm, columns, type_form};
 use crate::errors::Error;
+use crate::types::function_named;
 
 /// The extension's name, and those of its types.
 const EXTENSION: &std::ffi::CStr = c"encryption_ext";
@@ -34,7 +35,7 @@ impl Extension {
             Error::Internal { what: "the extension, or a type or function of it, is missing" };
         let Some(form) = system_catalogs::extension(EXTENSION) else { return Err(missing) };
         let types = TYPE_NAMES.map(|name| system_catalogs::type_named(name, form.extnamespace));
-        let typanalyze = system_catalogs::internal_function_named(TYPANALYZE, form.extnamespace);
+        let typanalyze = function_named(TYPANALYZE, &[pg_sys::INTERNALOID], form.extnamespace);
         if types.contains(&pg_sys::InvalidOid) || typanalyze == pg_sys::InvalidOid {
             return Err(missing);
         }

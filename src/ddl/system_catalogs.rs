@@ -97,24 +97,6 @@ pub(super) fn type_named(name: &CStr, schema: pg_sys::Oid) -> pg_sys::Oid {
     }
 }
 
-/// The function of this name in a schema that takes one argument of type `internal`; `InvalidOid` if
-/// there is none.
-pub(super) fn internal_function_named(name: &CStr, schema: pg_sys::Oid) -> pg_sys::Oid {
-    let arguments = [pg_sys::INTERNALOID];
-    // SAFETY: the name is NUL-terminated; the vector has as many types as are said; the first column of
-    // pg_proc is its object id.
-    unsafe {
-        pg_sys::GetSysCacheOid(
-            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
-            1,
-            name.as_ptr().into(),
-            pg_sys::buildoidvector(arguments.as_ptr(), 1).into(),
-            schema.into(),
-            pg_sys::Datum::from(0usize),
-        )
-    }
-}
-
 /// The row of `pg_extension`, which has no cache, of this extension.
 pub(super) fn extension(name: &CStr) -> Option<pg_sys::FormData_pg_extension> {
     let mut found = None;

@@ -276,17 +276,7 @@ unsafe fn recheck(
 /// `enc_digest` of a type.
 fn digest_function(schema: pg_sys::Oid, value_type: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let arguments = [value_type, pg_sys::TEXTOID, pg_sys::TEXTOID];
-    // SAFETY: a look-up in a system cache, with a vector of as many types as are said.
-    let function = unsafe {
-        pg_sys::GetSysCacheOid(
-            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
-            pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
-            pg_sys::Datum::from(c"enc_digest".as_ptr()),
-            pg_sys::Datum::from(pg_sys::buildoidvector(arguments.as_ptr(), 3)),
-            pg_sys::Datum::from(schema),
-            pg_sys::Datum::from(0usize),
-        )
-    };
+    let function = types::function_named(c"enc_digest", &arguments, schema);
     (function != pg_sys::InvalidOid).then_some(function)
 }
 

@@ -1,4 +1,4 @@
-//! Which types are ours, and which key a column's type names.
+//! Which types are ours, which key a column's type names, and where our functions are.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -31,6 +31,29 @@ pub(crate) fn schema_of(type_id: pg_sys::Oid) -> pg_sys::Oid {
     unsafe {
         pg_sys::getTypeInputInfo(type_id, &raw mut input, &raw mut element);
         pg_sys::get_func_namespace(input)
+    }
+}
+
+/// The function of this name in a schema that takes arguments of these types; `InvalidOid` if there is
+/// none.
+pub(crate) fn function_named(
+    name: &std::ffi::CStr,
+    arguments: &[pg_sys::Oid],
+    schema: pg_sys::Oid,
+) -> pg_sys::Oid {
+    // SAFETY: the name is NUL-terminated; the vector is made of as many types as the slice has.
+    unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
+            pg_sys::Datum::from(name.as_ptr()),
+            pg_sys::Datum::from(pg_sys::buildoidvector(
+                arguments.as_ptr(),
+                arguments.len() as std::ffi::c_int,
+            )),
+            pg_sys::Datum::from(schema),
+            pg_sys::Datum::from(0usize),
+        )
     }
 }
 

@@ -15,7 +15,7 @@ use crate::varlena::{Buffer, Varlena};
 use crate::{keys, value};
 
 pub(crate) use bytea::EncryptedBytea;
-pub(crate) use identity::{is_encrypted, key_of_type, schema_of};
+pub(crate) use identity::{function_named, is_encrypted, key_of_type, schema_of};
 pub(crate) use text::{EncryptedText, without_padding};
 
 /// What the two types have of their own: how a value of the base type becomes a plaintext, and a
