@@ -1834,7 +1834,8 @@ CREATE PROCEDURE enc_rotate_column(
     lock_timeout    interval DEFAULT '100 milliseconds',
     fire_triggers   boolean  DEFAULT false,
     skip_damaged    boolean  DEFAULT false,
-    outage_timeout  interval DEFAULT '10 minutes')
+    outage_timeout  interval DEFAULT '10 minutes',
+    reason          text     DEFAULT NULL)
     LANGUAGE plpgsql AS $$
 DECLARE
     number         smallint;    -- of the column, which may be renamed meanwhile
@@ -1884,7 +1885,7 @@ BEGIN
         OR lock_timeout IS NULL OR fire_triggers IS NULL OR skip_damaged IS NULL OR outage_timeout IS NULL
     THEN
         RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = 'argument must not be null',
-            HINT = 'Only max_rate and max_replica_lag may be null, for no limit.';
+            HINT = 'Only max_rate and max_replica_lag, for no limit, and reason may be null.';
     END IF;
     IF batch_size < 1 OR sleep < '0' OR max_rate < 1 OR lock_timeout <= '0' OR outage_timeout < '0'
         OR pg_size_bytes(max_replica_lag) < 0
@@ -1910,7 +1911,7 @@ BEGIN
                jsonb_build_object(
                    'batch_size', batch_size, 'sleep', sleep, 'max_rate', max_rate,
                    'max_replica_lag', max_replica_lag, 'lock_timeout', lock_timeout,
-                   'fire_triggers', fire_triggers, 'skip_damaged', skip_damaged)) b;
+                   'fire_triggers', fire_triggers, 'skip_damaged', skip_damaged, 'reason', reason)) b;
 
     -- A user's trigger or rule sees no change of the value, only of its ciphertext.
     IF NOT fire_triggers AND EXISTS (
@@ -2173,7 +2174,7 @@ BEGIN
             HINT = 'Remove the cause and repeat the call.';
     END IF;
 END $$;
-COMMENT ON PROCEDURE enc_rotate_column(regclass, name, integer, interval, integer, text, interval, boolean, boolean, interval) IS
+COMMENT ON PROCEDURE enc_rotate_column(regclass, name, integer, interval, integer, text, interval, boolean, boolean, interval, text) IS
     'encrypts the values of a column again that are not under the active version of their key, in batches that commit';
 -- Migration of columns between plaintext and encrypted, with the application running.
 --
@@ -3881,7 +3882,7 @@ GRANT SELECT ON enc_stat_progress_encrypt TO PUBLIC;
 
 CREATE FUNCTION encryption.migration_options(
         key text, target_type text, accept text, batch_size integer, pause interval, lock_timeout interval,
-        lock_tries integer, indexes text, path text)
+        lock_tries integer, indexes text, reason text, path text)
     RETURNS jsonb
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -3901,7 +3902,7 @@ BEGIN
     END IF;
     RETURN jsonb_build_object('key', key, 'type', target_type, 'accepted', accepted, 'batch_size', batch_size,
         'pause', extract(epoch FROM pause), 'lock_timeout', ceil(extract(epoch FROM lock_timeout) * 1000)::bigint || 'ms',
-        'lock_tries', lock_tries, 'indexes', indexes, 'path', path);
+        'lock_tries', lock_tries, 'indexes', indexes, 'reason', reason, 'path', path);
 END $$;
 
 -- Refuses to alter a table so that its migration can't go on, or its columns no longer keep in step.
@@ -3957,27 +3958,29 @@ END $$;
 CREATE PROCEDURE enc_encrypt_column(
         relation regclass, column_name name, key text, action text DEFAULT 'plan',
         accept text DEFAULT '', batch_size integer DEFAULT 10000, pause interval DEFAULT '0',
-        lock_timeout interval DEFAULT '2 s', lock_tries integer DEFAULT 100, indexes text DEFAULT 'auto')
+        lock_timeout interval DEFAULT '2 s', lock_tries integer DEFAULT 100, indexes text DEFAULT 'auto',
+        reason text DEFAULT NULL)
     LANGUAGE plpgsql AS $$
 BEGIN
     CALL encryption.migrate_column(relation, column_name, 'encrypt', action, encryption.migration_options(
-        key, NULL, accept, batch_size, pause, lock_timeout, lock_tries, indexes,
+        key, NULL, accept, batch_size, pause, lock_timeout, lock_tries, indexes, reason,
         pg_catalog.current_setting('search_path')));
 END $$;
-COMMENT ON PROCEDURE enc_encrypt_column(regclass, name, text, text, text, integer, interval, interval, integer, text) IS
+COMMENT ON PROCEDURE enc_encrypt_column(regclass, name, text, text, text, integer, interval, interval, integer, text, text) IS
     'encrypts a column while the application runs: plan, dry_run, execute, status, rollback, finish';
 
 CREATE PROCEDURE enc_decrypt_column(
         relation regclass, column_name name, action text DEFAULT 'plan', target_type text DEFAULT NULL,
         accept text DEFAULT '', batch_size integer DEFAULT 10000, pause interval DEFAULT '0',
-        lock_timeout interval DEFAULT '2 s', lock_tries integer DEFAULT 100, indexes text DEFAULT 'auto')
+        lock_timeout interval DEFAULT '2 s', lock_tries integer DEFAULT 100, indexes text DEFAULT 'auto',
+        reason text DEFAULT NULL)
     LANGUAGE plpgsql AS $$
 BEGIN
     CALL encryption.migrate_column(relation, column_name, 'decrypt', action, encryption.migration_options(
-        NULL, target_type, accept, batch_size, pause, lock_timeout, lock_tries, indexes,
+        NULL, target_type, accept, batch_size, pause, lock_timeout, lock_tries, indexes, reason,
         pg_catalog.current_setting('search_path')));
 END $$;
-COMMENT ON PROCEDURE enc_decrypt_column(regclass, name, text, text, text, integer, interval, interval, integer, text) IS
+COMMENT ON PROCEDURE enc_decrypt_column(regclass, name, text, text, text, integer, interval, interval, integer, text, text) IS
     'makes a plaintext column of an encrypted one while the application runs: plan, dry_run, execute, status, rollback, finish';
 
 CREATE FUNCTION enc_encrypt_column_plan(relation regclass, column_name name, key text)
@@ -4006,7 +4009,8 @@ CREATE PROCEDURE enc_rotate_all(
     fire_triggers   boolean  DEFAULT false,
     skip_damaged    boolean  DEFAULT false,
     outage_timeout  interval DEFAULT '10 minutes',
-    refresh_materialized_views boolean DEFAULT false)
+    refresh_materialized_views boolean DEFAULT false,
+    reason          text     DEFAULT NULL)
     LANGUAGE plpgsql AS $$
 DECLARE
     parts   encryption.encrypted_column[];
@@ -4039,7 +4043,7 @@ BEGIN
             RAISE NOTICE 'foreign table % is left out: rotate it where it is', part.table_name;
         ELSIF part.kind <> 'm' THEN
             CALL @extschema@.enc_rotate_column(part.table_id, part.column_name, batch_size, sleep, max_rate,
-                max_replica_lag, lock_timeout, fire_triggers, skip_damaged, outage_timeout);
+                max_replica_lag, lock_timeout, fire_triggers, skip_damaged, outage_timeout, reason);
         ELSIF refresh_materialized_views THEN
             EXECUTE format('REFRESH MATERIALIZED VIEW %s', part.table_id::regclass);
             COMMIT;
@@ -4049,7 +4053,7 @@ BEGIN
         END IF;
     END LOOP;
 END $$;
-COMMENT ON PROCEDURE enc_rotate_all(text, integer, interval, integer, text, interval, boolean, boolean, interval, boolean) IS
+COMMENT ON PROCEDURE enc_rotate_all(text, integer, interval, integer, text, interval, boolean, boolean, interval, boolean, text) IS
     'rotates every column of this database that is under a key, and the constants in its catalogs';
 
 -- The id of a key, by its name; null for none.
@@ -4371,7 +4375,8 @@ CREATE PROCEDURE enc_emergency_rotate(
     max_rate        integer  DEFAULT NULL,
     fire_triggers   boolean  DEFAULT false,
     skip_damaged    boolean  DEFAULT false,
-    wait            interval DEFAULT '1 minute')
+    wait            interval DEFAULT '1 minute',
+    reason          text     DEFAULT NULL)
     LANGUAGE plpgsql AS $$
 DECLARE
     active   integer;
@@ -4385,7 +4390,7 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     IF new_version THEN
-        active := @extschema@.enc_rotate_key(name);
+        active := @extschema@.enc_rotate_key(name, reason => reason);
         RAISE NOTICE 'version % of key "%" is active: what is written from now on is under it', active, name;
         COMMIT;
     END IF;
@@ -4397,7 +4402,7 @@ BEGIN
     END IF;
     COMMIT;
     CALL @extschema@.enc_rotate_all(name, batch_size => batch_size, max_rate => max_rate, fire_triggers => fire_triggers,
-        skip_damaged => skip_damaged, refresh_materialized_views => true);
+        skip_damaged => skip_damaged, refresh_materialized_views => true, reason => reason);
 
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -4411,7 +4416,7 @@ BEGIN
                                            coalesce('(' || found.number_of_rows || ' rows)', ''));
             ELSIF found.finding = 'proved unused' THEN
                 BEGIN
-                    PERFORM @extschema@.enc_disable_key_version(name, old);
+                    PERFORM @extschema@.enc_disable_key_version(name, old, reason => reason);
                     RAISE NOTICE 'version % of key "%" is no longer used here, and disabled', old, name;
                 EXCEPTION WHEN SQLSTATE 'KE018' THEN
                     RAISE WARNING USING MESSAGE = format(
@@ -4431,7 +4436,7 @@ BEGIN
             HINT = 'Remove the cause, and repeat the call with new_version => false.';
     END IF;
 END $$;
-COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integer, boolean, boolean, interval) IS
+COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integer, boolean, boolean, interval, text) IS
     'rotates a key and everything under it, with background workers, and disables the old versions when nothing uses them';
 
 ----------------------------------------------------------------------------------------------------

@@ -94,7 +94,10 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
         VALUES ($1, $2::oid, $3, $4, $5, $6, $7, pg_catalog.pg_get_userbyid($8::oid))
         ON CONFLICT (table_id, column_number) WHERE state <> 'completed' DO UPDATE
            SET state = CASE WHEN job.kind = excluded.kind THEN 'running' ELSE job.state END,
-               options = CASE WHEN job.kind = excluded.kind THEN excluded.options ELSE job.options END,
+               options = CASE WHEN job.kind <> excluded.kind THEN job.options
+                              -- Who joins it, as workers do, need not say again why it was begun.
+                              ELSE excluded.options || pg_catalog.jsonb_build_object('reason',
+                                  coalesce(excluded.options ->> 'reason', job.options ->> 'reason')) END,
                ended_at = CASE WHEN job.kind = excluded.kind THEN NULL ELSE job.ended_at END
         RETURNING job_id, xmax = 0, kind";
     // Whoever joins others that work on it doesn't begin anew.
@@ -145,16 +148,17 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
 fn log(catalog: &mut Writer<'_, '_>, job: i64, what: &str) -> Result<(), Error> {
     const JOB: &str = "
         SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s', job_id, kind, table_name,
-                   pg_catalog.quote_ident(column_name), $2), rows_done
+                   pg_catalog.quote_ident(column_name), $2), rows_done, options ->> 'reason'
           FROM encryption.job WHERE job_id = $1";
     let row = catalog.row(JOB, &[job.into(), what.into()])?;
     let Some(row) = row else { return Ok(()) };
     let (names, detail, rows) = (row.text(1)?, row.text(2)?, row.int8(3)?.unwrap_or_default());
-    let detail = detail.unwrap_or_default();
+    let (detail, reason) = (detail.unwrap_or_default(), row.text(4)?);
     // A composite type may hold values under several keys.
     for name in names.unwrap_or_default().split(", ") {
         if let Ok(name) = KeyName::parse(name) {
-            catalog.log(&Event::new("job").key(&name).rows(rows).detail(&detail))?;
+            let event = Event::new("job").key(&name).rows(rows).detail(&detail);
+            catalog.log(&event.reason(reason.as_deref()))?;
         }
     }
     Ok(())

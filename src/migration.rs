@@ -1,11 +1,12 @@
 //! What the migration of columns needs of this library: the trigger that keeps two columns in step,
 //! and its errors. The rest of it is SQL, in `sql/`.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use crate::catalog::Privilege;
+use crate::catalog::{self, Privilege, invalidation};
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::rights::RightsOf;
@@ -42,7 +43,7 @@ sql_function! {
         };
         // As for a foreign key, the table's owner vouches for it. Who writes the row needs no rights
         // on a key that they may not know of.
-        let _rights = RightsOf::role(event.owner());
+        let _rights = RightsOf::role(event.authority()?);
         let value = event.value(new, source).map(|value| convert(value, source, target)).transpose()?;
         if let (None, Some(led), Some(following)) = (event.old, led, following)
             && !agree(led, following, &leader, &follower)?
@@ -111,18 +112,18 @@ impl Event {
 
     /// The column that the trigger's argument `n` names.
     fn column(&self, n: usize) -> Result<Column, Error> {
-        // SAFETY: `of` has seen two arguments, which are NUL-terminated; SPI_fnumber gives the
-        // number of an attribute of the description, or one that isn't positive.
+        let name = self.argument(n);
+        // SAFETY: SPI_fnumber gives the number of an attribute of the description, or one that isn't
+        // positive.
         unsafe {
-            let name = *(*(*self.data).tg_trigger).tgargs.add(n);
             let description = self.description();
-            let number = pg_sys::SPI_fnumber(description, name);
+            let number = pg_sys::SPI_fnumber(description, name.as_ptr());
             if number <= 0 {
                 return Err(Error::MigrationAltered {
                     subject: self.table(),
                     how: format!(
                         "the trigger of a migration finds no column \"{}\"",
-                        CStr::from_ptr(name).to_string_lossy()
+                        name.to_string_lossy()
                     ),
                 });
             }
@@ -133,7 +134,7 @@ impl Event {
                 subject: self.table(),
                 how: format!(
                     "column \"{}\" has a type that is not migrated",
-                    CStr::from_ptr(name).to_string_lossy()
+                    name.to_string_lossy()
                 ),
             })?;
             Ok(Column { number, kind, type_id: attribute.atttypid, modifier })
@@ -172,9 +173,50 @@ impl Event {
         unsafe { (*(*self.data).tg_relation).rd_att }
     }
 
-    fn owner(&self) -> pg_sys::Oid {
-        // SAFETY: the relation is open during the call.
-        unsafe { (*(*(*self.data).tg_relation).rd_rel).relowner }
+    /// The role that has the trigger convert values: the owner of the table whose migration it is. The
+    /// privilege to make triggers on somebody's table is not one to have its owner decrypt for them.
+    ///
+    /// # Errors
+    ///
+    /// If the trigger belongs to no migration that is under way.
+    fn authority(&self) -> Result<pg_sys::Oid, Error> {
+        thread_local! {
+            static LAST: Cell<Option<(Asked, pg_sys::Oid)>> = const { Cell::new(None) };
+        }
+        // SAFETY: trigger and relation are there during the call.
+        let (trigger, relation) =
+            unsafe { ((*(*self.data).tg_trigger).tgoid, (*(*self.data).tg_relation).rd_id) };
+        // A migration that ends drops its trigger and one of the columns.
+        let generation = invalidation::relation_generation();
+        let asked = Asked { trigger, relation, generation };
+        match LAST.get() {
+            Some((last, authority)) if last == asked => Ok(authority),
+            _ => {
+                let authority = self.owner_of_migration(relation)?;
+                LAST.set(Some((asked, authority)));
+                Ok(authority)
+            }
+        }
+    }
+
+    fn owner_of_migration(&self, relation: pg_sys::Oid) -> Result<pg_sys::Oid, Error> {
+        let (leader, follower) = (self.argument(0), self.argument(1));
+        let owner = catalog::read_migrations()?
+            .iter()
+            .filter(|migration| migration.leader.as_c_str() == leader)
+            .filter(|migration| migration.followers.iter().any(|name| name.as_c_str() == follower))
+            .find(|migration| is_within(relation, migration.table))
+            .and_then(|migration| access::owner_of_table(migration.table));
+        owner.ok_or_else(|| Error::MigrationAltered {
+            subject: self.table(),
+            how: "its trigger belongs to no migration that is under way".to_owned(),
+        })
+    }
+
+    /// The trigger's argument `n`, the name of a column.
+    fn argument(&self, n: usize) -> &CStr {
+        // SAFETY: `of` has seen two arguments, which are NUL-terminated and outlive the call.
+        unsafe { CStr::from_ptr(*(*(*self.data).tg_trigger).tgargs.add(n)) }
     }
 
     fn table(&self) -> String {
@@ -182,6 +224,38 @@ impl Event {
         let name =
             unsafe { CStr::from_ptr((*(*(*self.data).tg_relation).rd_rel).relname.data.as_ptr()) };
         format!("table \"{}\"", name.to_string_lossy())
+    }
+}
+
+/// What [`Event::authority`] was asked last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Asked {
+    trigger: pg_sys::Oid,
+    relation: pg_sys::Oid,
+    generation: u64,
+}
+
+/// Whether a relation is a table, or one of its partitions or heirs.
+fn is_within(relation: pg_sys::Oid, table: pg_sys::Oid) -> bool {
+    if relation == table {
+        return true;
+    }
+    // pgrx's bindings don't have it (src/backend/catalog/pg_inherits.c).
+    unsafe extern "C-unwind" {
+        fn find_all_inheritors(
+            table: pg_sys::Oid,
+            lock: pg_sys::LOCKMODE,
+            parents: *mut *mut pg_sys::List,
+        ) -> *mut pg_sys::List;
+    }
+    // SAFETY: reads pg_inherits; a table that is gone has none. The list is of this call's memory. The
+    // signature is the same in PostgreSQL 14 to 18, and the guard makes its errors panics.
+    unsafe {
+        let lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+        let family = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            find_all_inheritors(table, lock, std::ptr::null_mut())
+        });
+        pg_sys::list_member_oid(family, relation)
     }
 }
 

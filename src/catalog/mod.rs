@@ -11,12 +11,14 @@ mod scan;
 mod sql;
 pub(crate) mod write;
 
+use std::ffi::CString;
+
 use envelope::{KeyId, KeyName, KeyVersion};
 use keyring::version::{CheckValue, Keyspace};
 use pgrx::pg_sys;
 
 use crate::errors::Error;
-use scan::{Row, scan};
+use scan::{Row, scan, scan_unwatched};
 
 /// The schema of the extension's tables.
 pub(crate) const SCHEMA: &std::ffi::CStr = c"encryption";
@@ -225,6 +227,12 @@ const KEYSPACE_SYSTEM_IDENTIFIER: usize = 5;
 const KEYSPACE_TIMELINE: usize = 6;
 const KEYSPACE_BASE_BACKUP: usize = 7;
 
+const MIGRATION_PHASE: usize = 3;
+const MIGRATION_TABLE: usize = 4;
+const MIGRATION_COLUMN: usize = 5;
+const MIGRATION_TARGET: usize = 6;
+const MIGRATION_SOURCE: usize = 7;
+
 fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
     let mut versions = Vec::new();
     scan(c"key_version", c"key_version_pkey", Some(id), |row| {
@@ -320,6 +328,35 @@ pub(crate) fn read_digest_version() -> Result<Option<KeyVersion>, Error> {
         Ok(())
     })?;
     Ok(version)
+}
+
+/// A migration that is under way, as far as its trigger asks for it. Who writes one owns the table.
+pub(crate) struct Migration {
+    pub(crate) table: pg_sys::Oid,
+    /// The column that applications use, which the other one follows.
+    pub(crate) leader: CString,
+    /// What the other column is called, before the exchange of names and after it.
+    pub(crate) followers: [CString; 2],
+}
+
+/// Reads the migrations that are not over.
+///
+/// # Errors
+///
+/// If the catalog is missing or damaged.
+pub(crate) fn read_migrations() -> Result<Vec<Migration>, Error> {
+    let mut migrations = Vec::new();
+    scan_unwatched(c"migration", c"", None, |row| {
+        if !matches!(row.text(MIGRATION_PHASE)?.as_str(), "finished" | "rolled back") {
+            migrations.push(Migration {
+                table: row.oid(MIGRATION_TABLE)?,
+                leader: row.name(MIGRATION_COLUMN)?,
+                followers: [row.name(MIGRATION_TARGET)?, row.name(MIGRATION_SOURCE)?],
+            });
+        }
+        Ok(())
+    })?;
+    Ok(migrations)
 }
 
 /// The object id of the table of keys, whose lock those hold who change keys.

@@ -4,7 +4,7 @@
 //! snapshot of whoever calls them, and a REPEATABLE READ snapshot would keep showing an old row.
 //! The catalog snapshot is taken anew for each scan of a table that has no syscache.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use envelope::KeyId;
 use pgrx::pg_sys;
@@ -13,7 +13,8 @@ use super::{SCHEMA, damaged, invalidation};
 use crate::errors::Error;
 use crate::varlena::Varlena;
 
-/// Calls `each` with every row of `table` whose first column is `id`, or with every row.
+/// Calls `each` with every row of `table` whose first column is `id`, or with every row. What is kept
+/// of them is good until [`invalidation::catalog_generation`] grows.
 ///
 /// # Errors
 ///
@@ -22,12 +23,22 @@ pub(super) fn scan(
     table: &CStr,
     index: &CStr,
     id: Option<KeyId>,
+    each: impl FnMut(&Row) -> Result<(), Error>,
+) -> Result<(), Error> {
+    invalidation::watch(table_oid(table)?);
+    scan_unwatched(table, index, id, each)
+}
+
+/// The same of a table whose changes send no invalidation.
+pub(super) fn scan_unwatched(
+    table: &CStr,
+    index: &CStr,
+    id: Option<KeyId>,
     mut each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let table_oid = table_oid(table)?;
     // Without its index the whole table is read.
     let index_oid = relation_oid(index);
-    invalidation::watch(table_oid);
 
     let mut scan_key = pg_sys::ScanKeyData::default();
     let mut scan_key_count = 0;
@@ -154,6 +165,12 @@ impl Row {
         let bytes =
             self.bytes(number)?.ok_or_else(|| damaged(format!("column {number} is null")))?;
         Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    pub(super) fn name(&self, number: usize) -> Result<CString, Error> {
+        let name = self.datum(number)?.cast_mut_ptr::<pg_sys::NameData>();
+        // SAFETY: the columns read so are of type name: NUL-terminated, passed by reference.
+        Ok(unsafe { CStr::from_ptr((*name).data.as_ptr()) }.to_owned())
     }
 
     pub(super) fn uuid(&self, number: usize) -> Result<[u8; 16], Error> {

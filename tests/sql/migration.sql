@@ -13,6 +13,21 @@ CREATE FUNCTION columns_of(regclass) RETURNS SETOF text LANGUAGE sql AS $$
 CREATE FUNCTION indexes_of(regclass) RETURNS SETOF text LANGUAGE sql AS $$
     SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = $1 ORDER BY indexrelid::regclass::text $$;
 
+-- Who may make triggers on a table doesn't have its owner decrypt for them.
+CREATE TABLE diary (id integer, page encrypted_text('user_pii'), note text);
+INSERT INTO diary VALUES (1, 'secret', NULL);
+GRANT SELECT, UPDATE, TRIGGER ON diary TO regress_nobody;
+SET ROLE regress_nobody;
+CREATE TRIGGER steal BEFORE UPDATE ON diary FOR EACH ROW EXECUTE FUNCTION encryption.keep_in_step('page', 'note');
+UPDATE diary SET id = 2;
+\echo :LAST_ERROR_SQLSTATE
+SELECT id, note FROM diary;
+INSERT INTO encryption.migration VALUES
+    (0, 'decrypt', 'swapped', 'diary'::regclass, 'page', 'note', 'note', 'text', 'text', 'user_pii', '{}', '{}');
+\echo :LAST_ERROR_SQLSTATE
+RESET ROLE;
+DROP TABLE diary;
+
 -- The plan, without what depends on the machine.
 SELECT kind, object, needs, statement FROM enc_encrypt_column_plan('person', 'email', 'user_pii')
  WHERE kind NOT IN ('rows', 'bytes', 'time', 'privilege') ORDER BY 1, 2;
@@ -62,9 +77,12 @@ CALL enc_encrypt_column('person', 'login', 'user_pii', 'execute');
 UPDATE person SET login = repeat('x', 11) WHERE id = 1;
 \echo :LAST_ERROR_SQLSTATE
 CALL enc_encrypt_column('person', 'login', 'user_pii', 'rollback');
-CALL enc_encrypt_column('person', 'photo', 'medical', 'execute');
+CALL enc_encrypt_column('person', 'photo', 'medical', 'execute', reason => 'HIPAA');
 CALL enc_encrypt_column('person', 'photo', 'medical', 'finish');
 SELECT count(*) FROM person WHERE photo = sha256(id::text::bytea);
+
+SELECT reason, regexp_replace(detail, '\d+', 'N') AS detail FROM encryption.key_event
+ WHERE key_name = 'medical' AND action = 'job' ORDER BY sequence;
 
 -- The way back.
 CALL enc_decrypt_column('person', 'email', 'execute', 'varchar(100)');

@@ -8,7 +8,9 @@ ALTER TABLE letter ADD COLUMN kind encrypted_text('rotating') DEFAULT 'plain';
 CREATE VIEW seventh AS SELECT * FROM letter WHERE body = 'letter 7'::encrypted_text('rotating');
 SELECT object, version, number_of_rows FROM enc_key_usage('rotating') ORDER BY object;
 SELECT enc_rotate_key('rotating');
-CALL enc_rotate_column('letter', 'body', batch_size => 10);
+CALL enc_rotate_column('letter', 'body', batch_size => 10, reason => 'the yearly one');
+SELECT row_count, reason, regexp_replace(detail, '\d+', 'N') AS detail FROM encryption.key_event
+ WHERE key_name = 'rotating' AND action = 'job' ORDER BY sequence;
 SELECT object, version, number_of_rows FROM enc_key_usage('rotating') ORDER BY object;
 CALL enc_rotate_all('rotating');
 SELECT object, version, number_of_rows FROM enc_key_usage('rotating') ORDER BY object;
