@@ -33,11 +33,12 @@ impl Job {
             "SELECT table_id::bigint, table_name, state FROM encryption.job WHERE job_id = $1";
         let unknown = || Error::JobUnknown { job: id };
         let caller = catalog.caller();
-        let row = catalog.row(JOB, &[id.into()])?.ok_or_else(unknown)?;
-        let table_id = row.int8(1)?.ok_or_else(unknown)?;
-        let table = row.text(2)?.ok_or_else(unknown)?;
+        let row = catalog.row(JOB, &[id.into()], |row| {
+            Ok((row.required(1)?, row.required::<String>(2)?, row.required(3)?))
+        })?;
+        let (table_id, table, state) = row.ok_or_else(unknown)?;
         check_owner(oid_of(table_id), &table, caller)?;
-        Ok(Self { id, state: row.text(3)?.ok_or_else(unknown)? })
+        Ok(Self { id, state })
     }
 }
 
@@ -125,9 +126,10 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
         caller.into(),
     ];
     const UNEXPECTED: Error = Error::Internal { what: "a job was neither begun nor found" };
-    let row = catalog.row(INSERT, &arguments)?.ok_or(UNEXPECTED)?;
-    let id = row.int8(1)?.ok_or(UNEXPECTED)?;
-    let other = row.text(3)?.ok_or(UNEXPECTED)?;
+    let row = catalog.row(INSERT, &arguments, |row| {
+        Ok((row.required::<i64>(1)?, row.required(2)?, row.required::<String>(3)?))
+    })?;
+    let (id, is_new, other) = row.ok_or(UNEXPECTED)?;
     if other != kind {
         return Err(Error::JobOfOtherKind {
             job: id,
@@ -136,7 +138,6 @@ fn begin(catalog: &mut Writer<'_, '_>, job: NewJob<'_>) -> Result<(i64, bool), E
             column: column.to_owned(),
         });
     }
-    let is_new = row.boolean(2)?.unwrap_or(false);
     catalog.run(RESUME, &[id.into()])?;
     if is_new {
         log(catalog, id, "began")?;
@@ -150,12 +151,13 @@ fn log(catalog: &mut Writer<'_, '_>, job: i64, what: &str) -> Result<(), Error> 
         SELECT key_name, pg_catalog.format('job %s, %s %s.%s: %s', job_id, kind, table_name,
                    pg_catalog.quote_ident(column_name), $2), rows_done, options ->> 'reason'
           FROM encryption.job WHERE job_id = $1";
-    let row = catalog.row(JOB, &[job.into(), what.into()])?;
-    let Some(row) = row else { return Ok(()) };
-    let (names, detail, rows) = (row.text(1)?, row.text(2)?, row.int8(3)?.unwrap_or_default());
-    let (detail, reason) = (detail.unwrap_or_default(), row.text(4)?);
+    let row = catalog.row(JOB, &[job.into(), what.into()], |row| {
+        let names = row.nullable::<String>(1)?.unwrap_or_default();
+        Ok((names, row.required::<String>(2)?, row.required(3)?, row.nullable::<String>(4)?))
+    })?;
+    let Some((names, detail, rows, reason)) = row else { return Ok(()) };
     // A composite type may hold values under several keys.
-    for name in names.unwrap_or_default().split(", ") {
+    for name in names.split(", ") {
         if let Ok(name) = KeyName::parse(name) {
             let event = Event::new("job").key(&name).rows(rows).detail(&detail);
             catalog.log(&event.reason(reason.as_deref()))?;
@@ -173,10 +175,8 @@ fn column_number(
     const COLUMN: &str = "
         SELECT attnum FROM pg_catalog.pg_attribute
          WHERE attrelid = $1::oid AND attname = $2 AND attnum > 0 AND NOT attisdropped";
-    let row = catalog.row(COLUMN, &[i64::from(table_id.to_u32()).into(), column.into()])?;
-    row.map(|row| row.int2(1))
-        .transpose()?
-        .flatten()
+    catalog
+        .value(COLUMN, &[i64::from(table_id.to_u32()).into(), column.into()])?
         .ok_or_else(|| Error::ColumnUnknown { table: table.to_owned(), column: column.to_owned() })
 }
 
@@ -247,9 +247,9 @@ fn plan(
                                FROM pg_catalog.pg_class WHERE oid = ANY ($2))
          WHERE job_id = $1 AND rows_total IS NULL";
 
-    let state = catalog.row(LOCK, &[job.id.into()])?.map(|row| row.text(1)).transpose()?.flatten();
-    if state.as_deref() == Some("completed") || catalog.row(UNFINISHED, &[job.id.into()])?.is_some()
-    {
+    let state: Option<String> = catalog.value(LOCK, &[job.id.into()])?;
+    let is_unfinished = catalog.row(UNFINISHED, &[job.id.into()], |_| Ok(()))?.is_some();
+    if state.as_deref() == Some("completed") || is_unfinished {
         return Ok(false);
     }
     fold(catalog, job.id)?;
@@ -293,17 +293,41 @@ sql_function! {
     fn encryption_claim_range(call) {
         refuse_if_read_only(c"encryption.claim_range()");
         let preferred = call.nullable(1).map(|_| call.int8(1));
-        let row = as_owner(|catalog| {
+        let claim = as_owner(|catalog| {
             let job = Job::of_caller(call.int8(0), catalog)?;
-            claim(catalog, &job, preferred)
+            claim(catalog, job, preferred)
         })?;
-        return_rows(call, &[row])
+        return_rows(call, &[claim.row()?])
     }
 }
 
-/// A range that no other session has locked, the preferred one first, so that each session stays in
-/// its part of the table; or what the finished ranges of the step came to.
-fn claim(catalog: &mut Writer<'_, '_>, job: &Job, preferred: Option<i64>) -> Result<Row, Error> {
+/// What a session gets to do: a range, or what the finished ranges of the step came to. It has no
+/// datums, as those that are made while SPI is connected go with the connection.
+struct Claim {
+    state: String,
+    pass: Option<i32>,
+    range: Option<ClaimedRange>,
+    step: Option<Step>,
+}
+
+struct ClaimedRange {
+    id: i64,
+    step: String,
+    table: pg_sys::Oid,
+    next_block: i64,
+    end_block: i64,
+}
+
+struct Step {
+    is_unfinished: bool,
+    name: Option<String>,
+    rows_done: Option<i64>,
+    rows_locked: Option<i64>,
+}
+
+/// Claims a range that no other session has locked, the preferred one first, so that each session stays
+/// in its part of the table.
+fn claim(catalog: &mut Writer<'_, '_>, job: Job, preferred: Option<i64>) -> Result<Claim, Error> {
     const CLAIM: &str = "
         SELECT range_id, step, table_id::bigint, next_block, end_block
           FROM encryption.job_range
@@ -312,40 +336,60 @@ fn claim(catalog: &mut Writer<'_, '_>, job: &Job, preferred: Option<i64>) -> Res
          LIMIT 1 FOR UPDATE SKIP LOCKED";
     const PASS: &str = "SELECT pass FROM encryption.job WHERE job_id = $1";
     const STEP: &str = "
-        SELECT pg_catalog.bool_or(next_block < end_block), pg_catalog.max(step),
+        SELECT coalesce(pg_catalog.bool_or(next_block < end_block), false), pg_catalog.max(step),
                pg_catalog.sum(rows_done)::bigint, pg_catalog.sum(rows_locked)::bigint
           FROM encryption.job_range WHERE job_id = $1";
 
-    let text = |text: Option<String>| text.map(|text| text_datum(text.as_bytes())).transpose();
-    let pass = catalog.row(PASS, &[job.id.into()])?.map(|row| row.int4(1)).transpose()?.flatten();
-    let mut row = vec![Some(text_datum(job.state.as_bytes())?), pass.into_datum()];
-    // The results outlive the connection to SPI, in whose memory they were made.
-    match catalog.row(CLAIM, &[job.id.into(), preferred.into()])? {
-        Some(range) => {
-            let table = range.int8(3)?.map(oid_of);
-            row.extend([
-                range.int8(1)?.into_datum(),
-                text(range.text(2)?)?,
-                table.into_datum(),
-                range.int8(4)?.into_datum(),
-                range.int8(5)?.into_datum(),
-            ]);
-            row.extend([None; 4]);
+    let pass = catalog.value(PASS, &[job.id.into()])?;
+    let range = catalog.row(CLAIM, &[job.id.into(), preferred.into()], |row| {
+        Ok(ClaimedRange {
+            id: row.required(1)?,
+            step: row.required(2)?,
+            table: oid_of(row.required(3)?),
+            next_block: row.required(4)?,
+            end_block: row.required(5)?,
+        })
+    })?;
+    let step = match range {
+        Some(_) => None,
+        None => catalog.row(STEP, &[job.id.into()], |row| {
+            Ok(Step {
+                is_unfinished: row.required(1)?,
+                name: row.nullable(2)?,
+                rows_done: row.nullable(3)?,
+                rows_locked: row.nullable(4)?,
+            })
+        })?,
+    };
+    Ok(Claim { state: job.state, pass, range, step })
+}
+
+impl Claim {
+    /// The row that `encryption.claim_range` returns.
+    fn row(self) -> Result<Row, Error> {
+        let text = |text: String| text_datum(text.as_bytes());
+        let mut row = vec![Some(text(self.state)?), self.pass.into_datum()];
+        match self.range {
+            Some(range) => row.extend([
+                range.id.into_datum(),
+                Some(text(range.step)?),
+                range.table.into_datum(),
+                range.next_block.into_datum(),
+                range.end_block.into_datum(),
+            ]),
+            None => row.extend([None; 5]),
         }
-        None => {
-            row.extend([None; 5]);
-            match catalog.row(STEP, &[job.id.into()])? {
-                Some(step) => row.extend([
-                    Some(pg_sys::Datum::from(step.boolean(1)?.unwrap_or(false))),
-                    text(step.text(2)?)?,
-                    step.int8(3)?.into_datum(),
-                    step.int8(4)?.into_datum(),
-                ]),
-                None => row.extend([None; 4]),
-            }
+        match self.step {
+            Some(step) => row.extend([
+                step.is_unfinished.into_datum(),
+                step.name.map(text).transpose()?,
+                step.rows_done.into_datum(),
+                step.rows_locked.into_datum(),
+            ]),
+            None => row.extend([None; 4]),
         }
+        Ok(row)
     }
-    Ok(row)
 }
 
 sql_function! {
@@ -363,8 +407,7 @@ sql_function! {
         let range = call.int8(0);
         as_owner(|catalog| {
             const JOB: &str = "SELECT job_id FROM encryption.job_range WHERE range_id = $1";
-            let job = catalog.row(JOB, &[range.into()])?.map(|row| row.int8(1)).transpose()?;
-            let job = job.flatten().ok_or(Error::JobUnknown { job: 0 })?;
+            let job = catalog.value(JOB, &[range.into()])?.ok_or(Error::JobUnknown { job: 0 })?;
             Job::of_caller(job, catalog)?;
             let amounts = (1..5).map(|n| call.int8(n).into());
             let arguments: Vec<_> = std::iter::once(range.into()).chain(amounts).collect();

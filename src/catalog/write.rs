@@ -267,56 +267,34 @@ impl Writer<'_, '_> {
         rows_of(self.client.update(sql, None, arguments), each)
     }
 
-    /// The first row that such a statement returns, if any.
-    pub(crate) fn row(
+    /// What `of` makes of the first row that a statement returns, if any.
+    pub(crate) fn row<T>(
         &mut self,
         sql: &str,
         arguments: &[DatumWithOid<'_>],
-    ) -> Result<Option<WrittenRow<'_>>, Error> {
-        let rows = self.client.update(sql, None, arguments).map_err(|_| FAILED)?;
-        Ok((!rows.is_empty()).then(|| WrittenRow(rows.first())))
+        of: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        Ok(self.update_returning(sql, arguments, of)?.into_iter().next())
+    }
+
+    /// The first column of the first row that a statement returns; `None` if it is null, or there is no
+    /// row.
+    pub(crate) fn value<T: FromDatum + IntoDatum>(
+        &mut self,
+        sql: &str,
+        arguments: &[DatumWithOid<'_>],
+    ) -> Result<Option<T>, Error> {
+        Ok(self.row(sql, arguments, |row| row.nullable(1))?.flatten())
     }
 }
 
 const FAILED: Error = Error::Internal { what: "a statement on the catalog failed" };
 
-/// A row that a statement returned: columns by their number, counted from 1.
-pub(crate) struct WrittenRow<'conn>(SpiTupleTable<'conn>);
-
-impl WrittenRow<'_> {
-    fn get<T: FromDatum + IntoDatum>(&self, column: usize) -> Result<Option<T>, Error> {
-        self.0.get(column).map_err(|_| FAILED)
-    }
-
-    pub(crate) fn boolean(&self, column: usize) -> Result<Option<bool>, Error> {
-        self.get(column)
-    }
-
-    pub(crate) fn int2(&self, column: usize) -> Result<Option<i16>, Error> {
-        self.get(column)
-    }
-
-    pub(crate) fn int4(&self, column: usize) -> Result<Option<i32>, Error> {
-        self.get(column)
-    }
-
-    pub(crate) fn int8(&self, column: usize) -> Result<Option<i64>, Error> {
-        self.get(column)
-    }
-
-    pub(crate) fn text(&self, column: usize) -> Result<Option<String>, Error> {
-        self.get(column)
-    }
-}
-
 fn rows_of<T>(
     result: SpiResult<SpiTupleTable<'_>>,
     mut each: impl FnMut(&SqlRow<'_>) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
-    result
-        .map_err(|_| Error::Internal { what: "a statement on the catalog failed" })?
-        .map(|row| each(&SqlRow(row)))
-        .collect()
+    result.map_err(|_| FAILED)?.map(|row| each(&SqlRow(row))).collect()
 }
 
 pub(super) fn id(name: &KeyName) -> DatumWithOid<'static> {

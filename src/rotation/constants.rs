@@ -121,10 +121,8 @@ sql_function! {
         refuse_if_read_only(c"enc_rotate_all()");
         call.refuse_nulls()?;
         let key = owned_key(call)?;
-        let rows = as_owner(|catalog| {
-            let row = catalog.row(ROTATE, &[(key.name.id().get() as i32).into()])?;
-            Ok(row.map(|row| row.int8(1)).transpose()?.flatten())
-        })?;
+        let id = key.name.id().get() as i32;
+        let rows = as_owner(|catalog| catalog.value::<i64>(ROTATE, &[id.into()]))?;
         Ok(pg_sys::Datum::from(rows.unwrap_or(0)))
     }
 }

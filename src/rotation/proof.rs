@@ -170,12 +170,11 @@ fn refuse_if_used(
     let arguments =
         [(key.name.id().get() as i32).into(), (version.number.get() as i32).into(), grace];
     let name = || key.name.clone();
-    let row =
-        catalog.row(USE, &arguments)?.ok_or_else(|| Error::KeyChangedMeanwhile { key: name() })?;
-    let never_used = row.boolean(1)?.unwrap_or(false);
-    let until = row.text(2)?.unwrap_or_default();
-    let grace_is_over = row.boolean(3)?.unwrap_or(false);
-    let is_proved = row.boolean(4)?.unwrap_or(false);
+    let row = catalog.row(USE, &arguments, |row| {
+        Ok((row.required(1)?, row.required(2)?, row.required(3)?, row.required(4)?))
+    })?;
+    let (never_used, until, grace_is_over, is_proved): (bool, String, bool, bool) =
+        row.ok_or_else(|| Error::KeyChangedMeanwhile { key: name() })?;
     if never_used {
         return Ok(());
     }

@@ -84,9 +84,7 @@ sql_function! {
             SELECT pg_catalog.max(pg_catalog.pg_wal_lsn_diff(
                        pg_catalog.pg_current_wal_insert_lsn(), replay_lsn))::bigint
               FROM pg_catalog.pg_stat_replication";
-        let lag = as_owner(|catalog| {
-            Ok(catalog.row(LAG, &[])?.map(|row| row.int8(1)).transpose()?.flatten())
-        })?;
+        let lag = as_owner(|catalog| catalog.value::<i64>(LAG, &[]))?;
         Ok(match lag {
             Some(lag) => pg_sys::Datum::from(lag),
             None => call.null(),

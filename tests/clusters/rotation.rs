@@ -668,7 +668,6 @@ fn a_standby_that_lags_slows_the_rotation() {
 fn a_version_ends_when_it_is_proved_to_be_unused() {
     let Some(cluster) = start("a_version_ends_when_it_is_proved_to_be_unused") else { return };
     let mut session = connect(&cluster);
-    session.run("ALTER SYSTEM SET max_prepared_transactions = 5");
     prepare(&mut session, 2000);
     let _ = session.fails("SELECT * FROM enc_verify_version_unused('k', 2)", "KE011");
     let _ = session.fails("SELECT * FROM enc_verify_version_unused('k', 7)", "KE006");
@@ -717,6 +716,40 @@ fn a_version_ends_when_it_is_proved_to_be_unused() {
     assert_rotated(&mut session, 2000);
     session.run("SELECT enc_rotate_key('k'); SELECT enc_destroy_key_version('k', 2, accept_data_loss => true)");
     let _ = session.fails("SELECT v FROM t LIMIT 1", "KE009");
+}
+
+#[test]
+fn a_prepared_transaction_is_not_proved_to_hold_nothing() {
+    const TEST: &str = "a_prepared_transaction_is_not_proved_to_hold_nothing";
+    let Some(builder) = builder(TEST) else { return };
+    let cluster = builder.setting("max_prepared_transactions", "5").start();
+    create_extension(&cluster, DATABASE);
+    let mut session = connect(&cluster);
+    prepare(&mut session, 100);
+    session.run("SELECT enc_activate_key_version('k', 1)");
+    session.run(
+        "BEGIN; INSERT INTO t VALUES (101, 'value 101', 'value 101'); PREPARE TRANSACTION 'old'",
+    );
+    session.run("SELECT enc_activate_key_version('k', 2)");
+    session.run("CALL enc_rotate_all('k')");
+
+    let verify = "SELECT concat(finding, ': ', object, ' ', number_of_rows)
+                    FROM enc_verify_version_unused('k', 1, '1 second') WHERE finding <> 'not covered'";
+    let destroy = "SELECT enc_destroy_key_version('k', 1, grace_period => '0')";
+    let found = |found: &str| Some(found.to_owned());
+    let not_proved = found("not proved: version 1 of key \"k\" ");
+    assert_eq!(
+        session.texts(verify),
+        [found("unproved: prepared transaction 'old' "), not_proved.clone()]
+    );
+    let _ = session.fails(destroy, "KE105");
+    session.run("COMMIT PREPARED 'old'");
+    assert_eq!(session.texts(verify), [found("used: public.t.v 1"), not_proved]);
+    let _ = session.fails(destroy, "KE105");
+    session.run("CALL enc_rotate_all('k')");
+    assert_eq!(session.texts(verify), [found("proved unused: version 1 of key \"k\" ")]);
+    session.run(destroy);
+    assert_rotated(&mut session, 101);
 }
 
 #[test]
