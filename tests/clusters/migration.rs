@@ -798,3 +798,94 @@ fn the_direct_way_works_too() {
     assert_eq!(types(&mut session, "email"), "character varying - -");
     assert_eq!(types(&mut session, "body"), "bytea - -");
 }
+
+// Subscribers
+
+/// A subscriber has the new column first, and exchanges the names when the publisher has. Its
+/// subscription stops in between, and nothing is stored in a column of the other kind.
+#[test]
+fn a_subscriber_follows() {
+    let Some(builder) = builder("a_subscriber_follows") else { return };
+    let cluster = builder.setting("wal_level", "logical").start();
+    create_extension(&cluster, DATABASE);
+    let mut publisher = connect(&cluster);
+    publisher.run(
+        "SELECT enc_create_key('k');
+         CREATE TABLE t (id bigint PRIMARY KEY, email text NOT NULL);
+         INSERT INTO t SELECT g, 'old' || g FROM generate_series(1, 500) g;
+         CREATE PUBLICATION everything FOR TABLE t",
+    );
+    let keys = publisher.text("SELECT enc_export_keys()");
+    cluster.createdb("subscriber", "UTF8");
+    create_extension(&cluster, "subscriber");
+    let mut subscriber = cluster.connect(SUPERUSER, "subscriber");
+    subscriber.execute("SELECT enc_import_keys($1::text::jsonb)", &[&keys]).unwrap();
+    subscriber.run("CREATE TABLE t (id bigint PRIMARY KEY, email text NOT NULL, email_encrypted encrypted_text('k'))");
+    // Within one cluster the slot must be there before.
+    publisher.run("SELECT pg_create_logical_replication_slot('s', 'pgoutput')");
+    let connection = format!(
+        "host={} port={} user={SUPERUSER} dbname={DATABASE}",
+        cluster.socket_directory().display(),
+        cluster.port()
+    );
+    subscriber.run(&format!(
+        "CREATE SUBSCRIPTION s CONNECTION '{connection}' PUBLICATION everything WITH (create_slot = false)"
+    ));
+    let all = |column: &str| format!("SELECT count(*)::text FROM t WHERE {column} IS NOT NULL");
+    eventually(&mut subscriber, &all("email"), "500");
+
+    let execute = "CALL enc_encrypt_column('t', 'email', 'k', 'execute', accept => 'published', \
+                   indexes => 'concurrently')";
+    publisher.run("CREATE INDEX t_email ON t (email)");
+    publisher.run(execute);
+    assert_eq!(phase(&mut publisher, "email"), "verified");
+    publisher.run("INSERT INTO t VALUES (501, 'during')");
+    // The rows that were filled in came as changes.
+    eventually(&mut subscriber, &all("email_encrypted"), "501");
+    assert_eq!(
+        subscriber.text("SELECT count(*)::text FROM t WHERE email_encrypted = email"),
+        "501"
+    );
+
+    publisher.run(&execute.replace("concurrently", "inline"));
+    assert_eq!(types(&mut publisher, "email"), "encrypted_text - text");
+    publisher.run("INSERT INTO t (id, email) VALUES (502, 'after'); UPDATE t SET email = 'changed' WHERE id = 1");
+    let stopped = "missing replicated column: \"email_plaintext\"";
+    let started = Instant::now();
+    while !cluster.log().contains(stopped) {
+        assert!(started.elapsed() < Duration::from_secs(60), "the subscription goes on");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(subscriber.text("SELECT count(*)::text FROM t WHERE email LIKE 'enc:%'"), "0");
+    subscriber.run(
+        "BEGIN;
+         ALTER TABLE t RENAME email TO email_plaintext;
+         ALTER TABLE t RENAME email_encrypted TO email;
+         COMMIT",
+    );
+    let both = "SELECT string_agg(email::text || ' ' || email_plaintext, ', ' ORDER BY id) FROM t
+                 WHERE id IN (1, 501, 502)";
+    eventually(&mut subscriber, both, "changed changed, during during, after after");
+
+    publisher.run(&encrypt("email", "finish"));
+    publisher.run("INSERT INTO t (id, email) VALUES (503, 'at last')");
+    // A column that comes no more is left to its default, and may be dropped.
+    subscriber.run("ALTER TABLE t DROP email_plaintext");
+    eventually(&mut subscriber, "SELECT email::text FROM t WHERE id = 503", "at last");
+    assert_eq!(subscriber.text(&all("email")), "503");
+    subscriber.run("ALTER SUBSCRIPTION s DISABLE; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s");
+}
+
+/// Waits until a query gives this answer.
+#[track_caller]
+fn eventually(session: &mut Client, query: &str, answer: &str) {
+    let started = Instant::now();
+    loop {
+        let found = session.texts(query);
+        if found == [Some(answer.to_owned())] {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{query}: {found:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
