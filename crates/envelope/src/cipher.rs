@@ -2,23 +2,22 @@
 
 use std::fmt;
 
-use aes_gcm::AeadInOut;
-use aes_gcm::aead::inout::InOutBuf;
 use zeroize::{ZeroizeOnDrop, zeroize_stack};
 
 use crate::format::{HEADER_LEN, Header, OVERHEAD, PREFIX_LEN, SALT_LEN, Sealed, TAG_LEN};
+use crate::gcm::Aes256Gcm;
 use crate::key::{DataKey, KeyName};
-use crate::xaes::{Aes256Gcm, Xaes256Gcm};
+use crate::xaes::Xaes256Gcm;
 
 /// How much of the stack is overwritten after a cipher was set up, in bytes.
 ///
 /// Setting one up leaves keys in dead stack frames, where they would outlive the cipher until
 /// something else happens to use as much stack: `tests/wiping.rs` finds them there when this is
-/// missing. It takes less than 1 KiB; the rest is for other compilers and processors.
+/// missing. It takes less than 2 KiB; the rest is for other compilers and processors.
 ///
 /// Sealing and opening may also spill round keys to the stack, which is not overwritten for every
 /// value: it would cost as much as a short value does, and the next value would leave them again.
-const SET_UP_STACK: usize = 4096;
+const SET_UP_STACK: usize = 8192;
 
 /// What derives the ciphers of a data encryption key: its AES schedule and CMAC subkey.
 ///
@@ -72,15 +71,15 @@ impl fmt::Debug for KeyCipher {
 ///
 /// It is wiped when dropped, and moved with the same care as a [`KeyCipher`]. It doesn't know which
 /// key and salt it is for: with another's, `open` fails and `seal` makes a value that can't be opened.
-#[derive(ZeroizeOnDrop)]
 pub struct ValueCipher(Aes256Gcm);
+
+impl ZeroizeOnDrop for ValueCipher {}
 
 impl ValueCipher {
     /// Seals `plaintext` into `out`, which becomes a complete value: header, ciphertext, tag.
     ///
     /// `header` says which key, version and salt this cipher is for, and its nonce is used up.
-    /// `name` is that key's name. The plaintext is encrypted on its way into `out`, which nothing
-    /// is read from.
+    /// `name` is that key's name. Nothing is read from `out` that was there before.
     ///
     /// # Errors
     ///
@@ -104,16 +103,10 @@ impl ValueCipher {
         header.write(head);
         let (prefix, _) = head.split_first_chunk().expect("the header begins with the prefix");
         let additional_data = AdditionalData::new(prefix, name);
-        let buffer = InOutBuf::new(plaintext, ciphertext).expect("both have the same length");
-        let tag = self
+        *tag_out = self
             .0
-            .encrypt_inout_detached(
-                header.nonce.counter().into(),
-                additional_data.as_bytes(),
-                buffer,
-            )
+            .seal(header.nonce.counter(), additional_data.as_bytes(), plaintext, ciphertext)
             .map_err(|_| SealError)?;
-        tag_out.copy_from_slice(&tag);
         Ok(())
     }
 
@@ -121,8 +114,7 @@ impl ValueCipher {
     ///
     /// # Errors
     ///
-    /// If the value is not authentic. The tag is verified before anything is decrypted, and `out`
-    /// is then left as it was.
+    /// If the value is not authentic. `out` is then all zeroes.
     ///
     /// # Panics
     ///
@@ -136,14 +128,9 @@ impl ValueCipher {
         assert_eq!(out.len(), sealed.plaintext_len(), "the output has the plaintext's length");
 
         let additional_data = AdditionalData::new(sealed.prefix(), name);
-        let buffer = InOutBuf::new(sealed.ciphertext(), out).expect("both have the same length");
+        let nonce = sealed.header().nonce.counter();
         self.0
-            .decrypt_inout_detached(
-                sealed.header().nonce.counter().into(),
-                additional_data.as_bytes(),
-                buffer,
-                sealed.tag().into(),
-            )
+            .open(nonce, additional_data.as_bytes(), sealed.ciphertext(), sealed.tag(), out)
             .map_err(|_| OpenError)
     }
 }

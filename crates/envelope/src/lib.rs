@@ -48,6 +48,7 @@ pub mod armor;
 mod cipher;
 mod derived;
 mod format;
+mod gcm;
 mod key;
 mod nonce;
 mod xaes;

@@ -11,20 +11,12 @@
 mod known_answers;
 
 use aes::Aes256Enc;
-use aes::cipher::consts::U12;
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
-use aes_gcm::AesGcm;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::format::SALT_LEN;
+use crate::gcm::{Aes256Gcm, KEY_LEN};
 
-/// AES-256-GCM with a nonce of 96 bits and a tag of 128.
-///
-/// On `Aes256Enc`, which has no key schedule for decryption: GCM uses the forward cipher alone (SP
-/// 800-38D, section 5.1), and so its state is 384 bytes instead of 624 and is set up sooner.
-pub(crate) type Aes256Gcm = AesGcm<Aes256Enc, U12>;
-
-const KEY_LEN: usize = 32;
 const BLOCK_LEN: usize = 16;
 
 /// What depends on the key alone: its AES schedule and the CMAC subkey K1.
@@ -54,7 +46,7 @@ impl Xaes256Gcm {
             block.iter_mut().zip(&self.k1).for_each(|(byte, k1)| *byte ^= k1);
             self.aes.encrypt_block(block.into());
         }
-        Aes256Gcm::new((&*key).into())
+        Aes256Gcm::new(&key)
     }
 }
 

@@ -128,7 +128,7 @@ fn a_failed_open_releases_nothing() {
         let mut out = vec![0x5a; len];
         let cipher = key().derive(sealed.header().nonce.salt());
         assert_eq!(cipher.open(&sealed, &name, &mut out), Err(OpenError));
-        assert_eq!(out, vec![0x5a; len]);
+        assert_eq!(out, vec![0; len]);
     }
 }
 
