@@ -4,9 +4,11 @@
 //! Plaintext, unless it is certain that nobody reads it here: a dump and a change stream carry
 //! ciphertext without a setting, and are taken back without one.
 
+use std::rc::Rc;
+
 use envelope::KeyId;
 
-use crate::catalog::Privilege;
+use crate::catalog::{Key, Privilege};
 use crate::errors::Error;
 use crate::settings::{Denied, Form, Input};
 use crate::{access, keys, pg, session, settings};
@@ -25,9 +27,24 @@ fn is_asked_for_armor() -> bool {
     settings::output() == Form::Armor || session::is_named_pg_dump() || session::is_like_pg_dump()
 }
 
-/// What output gives to a role that lacks the privilege.
-pub(crate) fn shows_armor_if_denied() -> bool {
-    settings::on_denied() == Denied::Armor && !session::has_lent_rights()
+/// What the current user, who may not decrypt, is shown in place of values of the key with this id; `None`:
+/// nothing, but an error.
+///
+/// # Errors
+///
+/// If the catalog can't be read.
+pub(crate) fn substitute(key_id: KeyId) -> Result<Option<Substitute>, Error> {
+    if settings::on_denied() == Denied::Armor && !session::has_lent_rights() {
+        return Ok(Some(Substitute::Armor));
+    }
+    Ok(keys::masked(key_id)?.map(Substitute::Mask))
+}
+
+/// What is shown in place of a value.
+pub(crate) enum Substitute {
+    Armor,
+    /// The mask of this key.
+    Mask(Rc<Key>),
 }
 
 /// As what a session takes well-formed armor.

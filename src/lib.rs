@@ -13,6 +13,7 @@ mod fmgr;
 mod functions;
 mod jobs;
 mod keys;
+mod mask;
 mod migration;
 mod operators;
 mod pg;
@@ -45,6 +46,7 @@ extern "C-unwind" fn _PG_init() {
             catalog::invalidation::register();
             catalog::log::register();
             session::register();
+            ddl::register();
             operators::register();
             Ok(())
         });

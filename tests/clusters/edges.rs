@@ -8,6 +8,9 @@ use envelope::{PlaintextKind, armor};
 use harness::cluster::{Cluster, SUPERUSER};
 use postgres::Client;
 
+/// A dump: its file, what is in pg_dump's environment, and its arguments.
+type Dump<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// A table with values under two versions of its key, and roles that may do different things.
 const SETUP: &str = r"
     SELECT enc_create_key('k'), enc_create_key('other');
@@ -42,7 +45,11 @@ fn armor_of(session: &mut Client, value: &str) -> String {
 
 fn run(cluster: &Cluster, program: &str, environment: &[(&str, &str)], arguments: &[&str]) {
     let mut command = cluster.command(program);
-    let output = command.envs(environment.iter().copied()).args(arguments).output().unwrap();
+    let output = command
+        .envs(environment.iter().copied())
+        .args(arguments)
+        .output()
+        .expect("it is installed");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -289,7 +296,7 @@ fn a_dump_carries_ciphertext_and_needs_no_key_to_be_restored() {
     // Both clusters have the same operating-system user.
     let path = |name: &str| cluster.directory().join(name).to_string_lossy().into_owned();
     let anonymous = &[("PGAPPNAME", "x")][..];
-    let dumps: [(&str, &[(&str, &str)], &[&str]); 6] = [
+    let dumps: [Dump<'_>; 6] = [
         ("plain.sql", &[], &[]),
         ("inserts.sql", &[], &["--inserts", "--rows-per-insert=2"]),
         ("custom", &[], &["--format=custom", "--compress=0"]),
