@@ -47,8 +47,24 @@ const TABLES: &str = r"
 
 /// Texts with all that an escape is made of.
 const TEXTS: [&str; 18] = [
-    "plain", "", " ", "NULL", "\\N", "\\.", "a\tb\nc\rd", "it's", "''", "\"q\"", "back\\slash", "\\\\",
-    "{a,b}", "(a,b)", "[a,b)", "Zürich 漢字 🐘", "\u{b}\u{c}\u{8}\u{1}", "; -- $$ E'\\''",
+    "plain",
+    "",
+    " ",
+    "NULL",
+    "\\N",
+    "\\.",
+    "a\tb\nc\rd",
+    "it's",
+    "''",
+    "\"q\"",
+    "back\\slash",
+    "\\\\",
+    "{a,b}",
+    "(a,b)",
+    "[a,b)",
+    "Zürich 漢字 🐘",
+    "\u{b}\u{c}\u{8}\u{1}",
+    "; -- $$ E'\\''",
 ];
 
 /// What the tables of a database have, as text.
@@ -86,7 +102,10 @@ fn a_dump_with_a_keyring_file() {
         let output = read(&["dump", &dump, "--keyring", &keyring, "--check"], "");
         succeeded(&output);
         let table = String::from_utf8(output.stdout).unwrap();
-        assert!(table.lines().any(|line| line.starts_with("k ") && line.ends_with("verified")), "{table}");
+        assert!(
+            table.lines().any(|line| line.starts_with("k ") && line.ends_with("verified")),
+            "{table}"
+        );
         assert!(!table.contains("enc:1:"));
     }
 
@@ -98,7 +117,9 @@ fn a_dump_with_a_keyring_file() {
     assert_eq!(restored(&String::from_utf8(output.stdout).unwrap()), contents);
 
     // A keyring of another database.
-    let other = format!(r#"{{"encryption_ext_keyring": 1, "keys": {{"k": {{"1": "{ONE}"}}}}}}"#);
+    let version = json!({ "1": ONE });
+    let keys = json!({ "database": version, "k": version });
+    let other = json!({ "encryption_ext_keyring": 1, "keys": keys }).to_string();
     let other = folder.file("other.json", other.as_bytes());
     let dump = folder.file("dump.sql", dumps[0].as_bytes());
     let plain = folder.path("wrong.sql");
@@ -148,7 +169,8 @@ fn dump_with_keys_from_a_server(mut setup: Setup, settings: &[&str], provider: &
     let dump_file = folder.file("dump.sql", dump.as_bytes());
     let address = format!("vault_address={}", setup.server.address());
     let token = format!("vault_token_file={}", setup.file("token").display());
-    let mut options = vec!["dump", &dump_file, "--without-extension", "--set", &address, "--set", &token];
+    let mut options =
+        vec!["dump", &dump_file, "--without-extension", "--set", &address, "--set", &token];
     for setting in settings {
         options.extend(["--set", setting]);
     }
@@ -188,7 +210,9 @@ fn dump_with_keys_from_a_server(mut setup: Setup, settings: &[&str], provider: &
 /// Fills the tables, and gives what they have.
 fn fill(session: &mut Client) -> Vec<Vec<Option<String>>> {
     session.run(TABLES);
-    session.run("INSERT INTO shapes (id, plain) VALUES (0, 'all else is null'); UPDATE shapes SET t = NULL");
+    session.run(
+        "INSERT INTO shapes (id, plain) VALUES (0, 'all else is null'); UPDATE shapes SET t = NULL",
+    );
     for (id, text) in TEXTS.iter().enumerate() {
         let id = i32::try_from(id).unwrap() + 1;
         session

@@ -98,36 +98,38 @@ impl Keys {
         self.names.insert(name);
     }
 
-    /// Fetches a version.
-    pub fn fetch(&mut self, id: KeyId, number: KeyVersion) -> Result<OpenKey, Error> {
-        let name = self.name(id)?;
-        let version = self.catalogs[self.database].version(id, number).cloned();
+    /// Fetches a version: of several keys, if names are known that have the same id, and no catalog
+    /// says which it is.
+    pub fn fetch(&mut self, id: KeyId, number: KeyVersion) -> Result<Vec<OpenKey>, Error> {
+        let names = match self.catalogs[self.database].name(id) {
+            Some(name) => vec![name.clone()],
+            None => self.names.iter().filter(|name| name.id() == id).cloned().collect(),
+        };
+        let mut keys = Vec::new();
+        let mut failure = Error::new(format!("it is under a key with the id {id}, whose name is not known"))
+            .with_hint(
+                "Give --keys with what enc_export_keys() returned or a dump of the schema \"encryption\", or \
+                 --key NAME for each key.",
+            );
+        for name in names {
+            match self.fetch_named(name, number) {
+                Ok(key) => keys.push(key),
+                Err(error) => failure = error,
+            }
+        }
+        match keys.is_empty() {
+            true => Err(failure),
+            false => Ok(keys),
+        }
+    }
+
+    fn fetch_named(&mut self, name: KeyName, number: KeyVersion) -> Result<OpenKey, Error> {
+        let version = self.catalogs[self.database].version(name.id(), number).cloned();
         let (key, is_checked) = match &version {
             Some(version) => (self.known(&name, number, version)?, true),
             None => (self.discover(&name, number)?, false),
         };
         Ok(OpenKey { cipher: cipher(&name, &key), name, is_checked })
-    }
-
-    fn name(&self, id: KeyId) -> Result<KeyName, Error> {
-        if let Some(name) = self.catalogs[self.database].name(id) {
-            return Ok(name.clone());
-        }
-        let names: Vec<_> = self.names.iter().filter(|name| name.id() == id).collect();
-        match names.as_slice() {
-            [name] => Ok((*name).clone()),
-            [] => Err(Error::new(format!(
-                "it is under a key with the id {id}, whose name is not known"
-            ))
-            .with_hint(
-                "Give --keys with what enc_export_keys() returned or a dump of the schema \
-                     \"encryption\", or --key NAME for each key.",
-            )),
-            [one, other, ..] => Err(Error::new(format!(
-                "it is under a key with the id {id}, which both \"{one}\" and \"{other}\" have"
-            ))
-            .with_hint("Give --keys with what enc_export_keys() returned.")),
-        }
     }
 
     /// A version that the catalog knows.

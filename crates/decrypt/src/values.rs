@@ -59,7 +59,8 @@ pub struct Values {
 }
 
 struct VersionState {
-    key: Result<OpenKey, Error>,
+    /// One key; or several that can't be told apart by the header of a value.
+    keys: Result<Vec<OpenKey>, Error>,
     opened: u64,
     failed: u64,
 }
@@ -178,30 +179,30 @@ impl Values {
         let version = match self.versions.entry((id, number)) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(VersionState {
-                key: self.keys.fetch(id, number),
+                keys: self.keys.fetch(id, number),
                 opened: 0,
                 failed: 0,
             }),
         };
         // Until all of it has succeeded.
         version.failed += 1;
-        let key = version.key.as_ref().map_err(Clone::clone)?;
-        let cipher = self.ciphers.get_or_derive(id, number, header.nonce.salt(), || {
-            Ok::<_, Error>(Secret::new(key.cipher.derive(header.nonce.salt())))
-        })?;
+        let keys = version.keys.as_ref().map_err(Clone::clone)?;
         let start = out.len();
         out.resize(start + sealed.plaintext_len(), 0);
-        cipher.open(&sealed, &key.name, &mut out[start..]).map_err(|_| {
-            let name = &key.name;
-            let error = format!("it does not open with version {number} of key \"{name}\"");
-            Error::new(error).with_hint(match key.is_checked {
-                true => "The key is the right one: the value was altered or cut.",
-                false => {
-                    "The value was altered or cut, or this is another database's key. Give --keys with what \
-                     enc_export_keys() returned to know which."
-                }
-            })
-        })?;
+        let is_open = match keys.as_slice() {
+            [key] => {
+                let derive = || Ok::<_, Error>(Secret::new(key.cipher.derive(header.nonce.salt())));
+                let cipher = self.ciphers.get_or_derive(id, number, header.nonce.salt(), derive)?;
+                cipher.open(&sealed, &key.name, &mut out[start..]).is_ok()
+            }
+            keys => keys.iter().any(|key| {
+                let cipher = Secret::new(key.cipher.derive(header.nonce.salt()));
+                cipher.open(&sealed, &key.name, &mut out[start..]).is_ok()
+            }),
+        };
+        if !is_open {
+            return Err(not_authentic(number, keys));
+        }
         write_text_form(header.kind, self.encoding, self.raw_bytes, start, out)?;
         version.failed -= 1;
         version.opened += 1;
@@ -210,8 +211,8 @@ impl Values {
 
     fn count_versions(&mut self) {
         for ((id, version), state) in self.versions.drain() {
-            let (key, is_checked) = match &state.key {
-                Ok(key) => (key.name.to_string(), key.is_checked),
+            let (key, is_checked) = match &state.keys {
+                Ok(keys) => (names(keys), keys.iter().all(|key| key.is_checked)),
                 Err(_) => (
                     self.keys
                         .catalog()
@@ -298,6 +299,23 @@ fn not_in_encoding() -> Error {
         "Convert the dump to UTF-8 first (iconv -f ENCODING -t UTF-8), and change its line \
          SET client_encoding to 'UTF8'.",
     )
+}
+
+fn not_authentic(number: KeyVersion, keys: &[OpenKey]) -> Error {
+    let hint = match keys.iter().all(|key| key.is_checked) {
+        true => "The key is the right one: the value was altered or cut.",
+        false => {
+            "The value was altered or cut, or this is another database's key. Give --keys with what \
+             enc_export_keys() returned to know which."
+        }
+    };
+    Error::new(format!("it does not open with version {number} of key \"{}\"", names(keys)))
+        .with_hint(hint)
+}
+
+/// The name of the key; the names, if it is one of several.
+fn names(keys: &[OpenKey]) -> String {
+    keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>().join("/")
 }
 
 fn damaged(why: &str) -> Error {
