@@ -10,7 +10,10 @@ export MAJORS ?= 14 15 16 17 18
 MAJOR = $(shell $(PG_CONFIG) --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 LIBRARY = build/pg$(MAJOR)/encryption_ext.so
-SOURCES = Cargo.toml Cargo.lock $(shell find src crates/*/src -name '*.rs') crates/*/Cargo.toml
+READER = build/encryption_ext-decrypt
+CRATES = $(shell find crates/envelope crates/keyring -name '*.rs' -path '*/src/*') crates/*/Cargo.toml
+SOURCES = Cargo.toml Cargo.lock $(shell find src -name '*.rs') $(CRATES)
+READER_SOURCES = Cargo.toml Cargo.lock $(shell find crates/decrypt/src -name '*.rs') $(CRATES)
 
 # The PostgreSQL that scripts/prepare makes for the demo, the tests and the benchmarks.
 POSTGRESQL_15 = $(realpath build)/postgresql/15/bin/pg_config
@@ -23,8 +26,11 @@ help: ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: require-pg-config ## Builds the extension for PG_CONFIG's PostgreSQL.
-	@$(MAKE) --no-print-directory $(LIBRARY)
+build: require-pg-config ## Builds the extension for PG_CONFIG's PostgreSQL, and the offline reader.
+	@$(MAKE) --no-print-directory $(LIBRARY) $(READER)
+
+.PHONY: reader
+reader: $(READER) ## Builds the offline reader alone, into build/: it needs no PostgreSQL.
 
 # A file of its own for each major version, and a rule that looks at the sources: so that
 # `sudo make install` needs no cargo, and root leaves no files in cargo's folders. (Without its
@@ -38,11 +44,16 @@ build/pg%/encryption_ext.so: $(SOURCES)
 		--no-default-features --features pg$* --target-dir $(TARGET_DIR)
 	install -D -m 755 $(TARGET_DIR)/release/libencryption_ext.so $@
 
+$(READER): $(READER_SOURCES)
+	cargo build --release --locked --package encryption_ext-decrypt --target-dir $(TARGET_DIR)
+	install -D -m 755 $(TARGET_DIR)/release/encryption_ext-decrypt $@
+
 .PHONY: install
-install: build ## Installs it there; DESTDIR is for packagers.
-	install -d "$(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)" \
+install: build ## Installs both there; DESTDIR is for packagers.
+	install -d "$(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)" "$(DESTDIR)$(shell $(PG_CONFIG) --bindir)" \
 		"$(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension"
 	install -m 755 $(LIBRARY) "$(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)/"
+	install -m 755 $(READER) "$(DESTDIR)$(shell $(PG_CONFIG) --bindir)/"
 	install -m 644 encryption_ext.control sql/encryption_ext--*.sql \
 		"$(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension/"
 

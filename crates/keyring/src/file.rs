@@ -90,6 +90,15 @@ impl FileProvider {
         Ok(Self { path, may_create, limits, interrupt })
     }
 
+    /// The names of the keys that the keyring has.
+    ///
+    /// # Errors
+    ///
+    /// If the keyring can't be read.
+    pub fn names(&self) -> Result<Vec<KeyName>, ProviderError> {
+        Ok(self.read()?.names().cloned().collect())
+    }
+
     /// Reads the keyring, after a check that nobody else can.
     fn read(&self) -> Result<Keyring, ProviderError> {
         // Nothing here takes long: whoever wants to give up is asked once.

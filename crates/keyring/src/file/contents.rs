@@ -73,6 +73,11 @@ impl Keyring {
         json
     }
 
+    /// The names of the keys, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &KeyName> {
+        self.0.keys()
+    }
+
     /// The versions of a key, in ascending order.
     pub(super) fn versions(&self, name: &KeyName) -> impl Iterator<Item = (KeyVersion, &DataKey)> {
         self.0.get(name).into_iter().flatten().map(|(number, key)| (*number, key))
