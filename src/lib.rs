@@ -7,6 +7,7 @@
 mod access;
 mod catalog;
 mod ddl;
+mod edges;
 mod errors;
 mod fmgr;
 mod functions;
