@@ -4458,8 +4458,9 @@ CREATE EVENT TRIGGER encryption_ext_check_ddl ON ddl_command_end
     EXECUTE FUNCTION encryption.check_ddl();
 ALTER EVENT TRIGGER encryption_ext_check_ddl ENABLE ALWAYS;
 
--- What can't wait for the command's end: CREATE INDEX CONCURRENTLY, and the end of the extension.
+-- What can't wait for the command's end: CREATE INDEX CONCURRENTLY, the end of the extension, and the text
+-- that PostgreSQL stores of a domain's default.
 CREATE EVENT TRIGGER encryption_ext_prepare_ddl ON ddl_command_start
-    WHEN TAG IN ('CREATE INDEX', 'DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+    WHEN TAG IN ('CREATE INDEX', 'CREATE DOMAIN', 'ALTER DOMAIN', 'DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
     EXECUTE FUNCTION encryption.prepare_ddl();
 ALTER EVENT TRIGGER encryption_ext_prepare_ddl ENABLE ALWAYS;
