@@ -55,10 +55,13 @@ CREATE TABLE encryption.key (
 );
 COMMENT ON TABLE encryption.key IS 'keys';
 
+-- The tables that a dump carries have no foreign keys: pg_restore with several jobs fills an extension's tables in
+-- any order. The functions that write them see to it that what they name is there.
+
 -- A version's bytes come from its provider, by the reference, or by unwrapping what is stored here.
 -- The check value tells whether what the provider returned is the right key.
 CREATE TABLE encryption.key_version (
-    key_id        integer     NOT NULL REFERENCES encryption.key,
+    key_id        integer     NOT NULL,
     version       integer     NOT NULL CHECK (version > 0),
     state         text        NOT NULL
                               CHECK (state IN ('pending', 'active', 'deprecated', 'disabled', 'destroyed')),
@@ -79,7 +82,7 @@ CREATE UNIQUE INDEX key_version_one_active ON encryption.key_version (key_id) WH
 
 -- Grantee 0 is PUBLIC.
 CREATE TABLE encryption.key_grant (
-    key_id      integer     NOT NULL REFERENCES encryption.key,
+    key_id      integer     NOT NULL,
     grantee     regrole     NOT NULL,
     privilege   text        NOT NULL CHECK (privilege IN ('encrypt', 'compare', 'decrypt')),
     granted_by  regrole     NOT NULL,
@@ -100,11 +103,10 @@ CREATE TABLE encryption.backup (
 COMMENT ON TABLE encryption.backup IS 'backups that may be restored';
 
 CREATE TABLE encryption.backup_version (
-    label   text    NOT NULL REFERENCES encryption.backup ON DELETE CASCADE,
+    label   text    NOT NULL,
     key_id  integer NOT NULL,
     version integer NOT NULL,
-    PRIMARY KEY (label, key_id, version),
-    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+    PRIMARY KEY (label, key_id, version)
 );
 COMMENT ON TABLE encryption.backup_version IS 'versions of keys that backups need';
 
