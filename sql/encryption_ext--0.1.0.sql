@@ -466,6 +466,46 @@ ALTER TABLE encryption.backup_version ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.event_chain    ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_event      ENABLE ALWAYS TRIGGER restore;
 
+-- A publication FOR ALL TABLES has these tables in it. What it sends of them is left out by the subscriber:
+-- keys, grants, jobs and proofs are each database's own.
+CREATE FUNCTION encryption.leave_out_replicated() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_leave_out_replicated';
+
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.keyspace
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_grant
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.backup
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.backup_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.event_chain
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_event
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.job
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.job_range
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.version_proof
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+
+ALTER TABLE encryption.keyspace       ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key            ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key_version    ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key_grant      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.backup         ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.backup_version ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.event_chain    ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key_event      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.job            ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.job_range      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.version_proof  ENABLE REPLICA TRIGGER leave_out_replicated;
+
 ----------------------------------------------------------------------------------------------------
 -- Types
 --
