@@ -57,10 +57,13 @@ CREATE TABLE encryption.key (
 );
 COMMENT ON TABLE encryption.key IS 'keys';
 
+-- The tables that a dump carries have no foreign keys: pg_restore with several jobs fills an extension's tables in
+-- any order. The functions that write them see to it that what they name is there.
+
 -- A version's bytes come from its provider, by the reference, or by unwrapping what is stored here.
 -- The check value tells whether what the provider returned is the right key.
 CREATE TABLE encryption.key_version (
-    key_id        integer     NOT NULL REFERENCES encryption.key,
+    key_id        integer     NOT NULL,
     version       integer     NOT NULL CHECK (version > 0),
     state         text        NOT NULL
                               CHECK (state IN ('pending', 'active', 'deprecated', 'disabled', 'destroyed')),
@@ -81,7 +84,7 @@ CREATE UNIQUE INDEX key_version_one_active ON encryption.key_version (key_id) WH
 
 -- Grantee 0 is PUBLIC.
 CREATE TABLE encryption.key_grant (
-    key_id      integer     NOT NULL REFERENCES encryption.key,
+    key_id      integer     NOT NULL,
     grantee     regrole     NOT NULL,
     privilege   text        NOT NULL CHECK (privilege IN ('encrypt', 'compare', 'mask', 'decrypt')),
     granted_by  regrole     NOT NULL,
@@ -102,11 +105,10 @@ CREATE TABLE encryption.backup (
 COMMENT ON TABLE encryption.backup IS 'backups that may be restored';
 
 CREATE TABLE encryption.backup_version (
-    label   text    NOT NULL REFERENCES encryption.backup ON DELETE CASCADE,
+    label   text    NOT NULL,
     key_id  integer NOT NULL,
     version integer NOT NULL,
-    PRIMARY KEY (label, key_id, version),
-    FOREIGN KEY (key_id, version) REFERENCES encryption.key_version
+    PRIMARY KEY (label, key_id, version)
 );
 COMMENT ON TABLE encryption.backup_version IS 'versions of keys that backups need';
 
@@ -465,6 +467,46 @@ ALTER TABLE encryption.backup         ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.backup_version ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.event_chain    ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_event      ENABLE ALWAYS TRIGGER restore;
+
+-- A publication FOR ALL TABLES has these tables in it. What it sends of them is left out by the subscriber:
+-- keys, grants, jobs and proofs are each database's own.
+CREATE FUNCTION encryption.leave_out_replicated() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_leave_out_replicated';
+
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.keyspace
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_grant
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.backup
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.backup_version
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.event_chain
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_event
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.job
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.job_range
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.version_proof
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+
+ALTER TABLE encryption.keyspace       ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key            ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key_version    ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key_grant      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.backup         ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.backup_version ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.event_chain    ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.key_event      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.job            ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.job_range      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.version_proof  ENABLE REPLICA TRIGGER leave_out_replicated;
 
 ----------------------------------------------------------------------------------------------------
 -- Types
@@ -4472,8 +4514,9 @@ CREATE EVENT TRIGGER encryption_ext_check_ddl ON ddl_command_end
     EXECUTE FUNCTION encryption.check_ddl();
 ALTER EVENT TRIGGER encryption_ext_check_ddl ENABLE ALWAYS;
 
--- What can't wait for the command's end: CREATE INDEX CONCURRENTLY, and the end of the extension.
+-- What can't wait for the command's end: CREATE INDEX CONCURRENTLY, the end of the extension, and the text
+-- that PostgreSQL stores of a domain's default.
 CREATE EVENT TRIGGER encryption_ext_prepare_ddl ON ddl_command_start
-    WHEN TAG IN ('CREATE INDEX', 'DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+    WHEN TAG IN ('CREATE INDEX', 'CREATE DOMAIN', 'ALTER DOMAIN', 'DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
     EXECUTE FUNCTION encryption.prepare_ddl();
 ALTER EVENT TRIGGER encryption_ext_prepare_ddl ENABLE ALWAYS;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use envelope::KeyId;
 
 use crate::catalog::{Key, Privilege};
+use crate::ddl::default_text;
 use crate::errors::Error;
 use crate::settings::{Denied, Form, Input};
 use crate::{access, keys, pg, session, settings};
@@ -18,7 +19,18 @@ use crate::{access, keys, pg, session, settings};
 pub(crate) fn shows_armor() -> bool {
     session::is_decoding()
         || session::is_logical_worker()
+        || session::is_upgrading()
+        || default_text::is_written()
         || (is_asked_for_armor() && !session::has_lent_rights())
+}
+
+/// Whether values are shown as if they were all the same. In the new cluster of `pg_upgrade` the only
+/// reader is PostgreSQL, which compares a child table's CHECK constraints with its parent's by their texts
+/// (`MergeConstraintsIntoExisting` of `src/backend/commands/tablecmds.c`). A constant in them has a ciphertext
+/// of its own in each table, and there are no keys to compare plaintexts; but the old cluster had compared
+/// them.
+pub(crate) fn shows_stand_ins() -> bool {
+    session::is_upgrading() && session::is_restoring() && !default_text::is_written()
 }
 
 /// Anyone may set these. So they count only where the code that runs is the session's own: a SECURITY
@@ -79,6 +91,12 @@ impl Intake {
         } else {
             Self::Mistake
         }
+    }
+
+    /// Whether a value is stored without a try to open it: what `pg_upgrade` brings has been stored in the
+    /// old cluster, and the catalog of keys comes after it.
+    pub(crate) fn opens_nothing(self) -> bool {
+        self == Self::Restored && session::is_upgrading()
     }
 
     /// Whether a value is stored although its key can't be had.

@@ -104,6 +104,13 @@ pub(crate) fn is_restoring() -> bool {
     unsafe { !pg_sys::check_function_bodies }
 }
 
+/// Whether the server runs for `pg_upgrade` alone: nobody reads values but its pg_dump and its pg_restore,
+/// which makes definitions before there is a catalog of keys.
+pub(crate) fn is_upgrading() -> bool {
+    // SAFETY: set when the postmaster starts (`postgres -b`).
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
 /// Whether this is the first call in a transaction.
 pub(crate) fn is_new_transaction() -> bool {
     // A load is cheaper than a swap, and this is asked for every value.

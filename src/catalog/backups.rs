@@ -62,6 +62,10 @@ impl Writer<'_, '_> {
         if deleted == 0 {
             return Err(Error::BackupUnknown { label: label.to_owned() });
         }
+        self.run(
+            "DELETE FROM encryption.backup_version WHERE label = pg_catalog.convert_from($1, 'UTF8')",
+            &[label.as_bytes().to_vec().into()],
+        )?;
         let detail = format!("backup {label:?}");
         self.log(&Event::new("forget-backup").detail(&detail).reason(reason))
     }

@@ -7,6 +7,7 @@
 pub(crate) mod backups;
 pub(crate) mod invalidation;
 pub(crate) mod log;
+mod replicated;
 mod scan;
 mod sql;
 pub(crate) mod write;

@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 
 use super::analyze;
 use super::contents::{Contents, Extension};
+use super::default_text;
 use super::expressions::{Expression, elements};
 use super::stored;
 use super::system_catalogs::{columns, relation, relation_name};
@@ -26,6 +27,10 @@ pub(super) unsafe fn prepare(command: *mut pg_sys::Node) -> Result<(), Error> {
             pg_sys::NodeTag::T_IndexStmt => check_concurrent_index(command.cast()),
             pg_sys::NodeTag::T_DropStmt => prepare_drop(&*command.cast()),
             pg_sys::NodeTag::T_DropOwnedStmt => prepare_drop_owned(&*command.cast()),
+            pg_sys::NodeTag::T_CreateDomainStmt | pg_sys::NodeTag::T_AlterDomainStmt => {
+                default_text::begin(command);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -11,6 +11,7 @@ mod analyze;
 mod before;
 mod columns;
 mod contents;
+pub(crate) mod default_text;
 mod expressions;
 mod queries;
 mod stored;
@@ -29,6 +30,7 @@ sql_function! {
     /// `encryption.check_ddl() RETURNS event_trigger`, on `ddl_command_end`.
     fn encryption_check_ddl(call) {
         let event = event(call)?;
+        default_text::end();
         let mut contents = Contents::new(Extension::find()?);
         check(event.tag, &mut contents)?;
         Ok(call.null())
@@ -82,6 +84,9 @@ fn check(tag: pg_sys::CommandTag::Type, contents: &mut Contents) -> Result<(), E
     if reported.iter().any(|reported| {
         reported.object == contents.extension.oid && reported.catalog == pg_sys::ExtensionRelationId
     }) {
+        if session::is_upgrading() {
+            default_text::set_again(contents)?;
+        }
         return analyze::settle_all(contents);
     }
     let change = Change::of(&reported, contents);

@@ -156,6 +156,10 @@ SELECT EXISTS (
 const WITH_TYPANALYZE: &str = "
 SELECT oid FROM pg_catalog.pg_type WHERE typanalyze OPERATOR(pg_catalog.=) ANY ($1)";
 
+/// The domains that have a default.
+const DEFAULTS: &str = "
+SELECT oid FROM pg_catalog.pg_type WHERE typtype = 'd' AND typdefaultbin IS NOT NULL";
+
 /// The types that something may be inside of.
 const CONTAINERS: &str = "
 SELECT oid FROM pg_catalog.pg_type
@@ -258,6 +262,11 @@ pub(super) fn types_with_typanalyze(function: pg_sys::Oid) -> Result<Vec<pg_sys:
 /// The types that something may be inside of.
 pub(super) fn container_types() -> Result<Vec<pg_sys::Oid>, Error> {
     rows(CONTAINERS, &[], |row| oid(row, 1))
+}
+
+/// The domains that have a default.
+pub(super) fn domains_with_default() -> Result<Vec<pg_sys::Oid>, Error> {
+    rows(DEFAULTS, &[], |row| oid(row, 1))
 }
 
 fn oid(row: &SpiHeapTupleData<'_>, column: usize) -> Result<pg_sys::Oid, SpiError> {

@@ -134,12 +134,13 @@ fn as_array(mut versions: Vec<i32>) -> Result<pg_sys::Datum, Error> {
         .ok_or(Error::Internal { what: "an array of versions is null" })
 }
 
-/// The shape of an `anyarray` column's value, whose header alone says which elements it has.
-fn shape_of_array(call: &Call) -> Result<std::rc::Rc<Shape>, Error> {
+/// The shape of an `anyarray` column's value, whose header alone says which elements it has: a column that is
+/// an array itself has one element that is an array.
+fn shape_of_array(call: &Call) -> Result<Shape, Error> {
     // SAFETY: SQL declares the argument an array.
     unsafe {
         let array = pg_sys::pg_detoast_datum(call.datum(0).cast_mut_ptr());
-        Shape::of(pg_sys::get_array_type((*array.cast::<pg_sys::ArrayType>()).elemtype))
+        Shape::of_array_of((*array.cast::<pg_sys::ArrayType>()).elemtype)
     }
 }
 

@@ -58,6 +58,13 @@ impl Shape {
         })
     }
 
+    /// The shape of an array with elements of this type, which need not have an array type: there is none of
+    /// arrays.
+    pub(super) fn of_array_of(element: pg_sys::Oid) -> Result<Self, Error> {
+        // SAFETY: the type exists, as it is that of a column.
+        unsafe { Self::look_up_array(element) }
+    }
+
     /// # Safety
     ///
     /// The type exists.

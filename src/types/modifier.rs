@@ -30,10 +30,12 @@ sql_function! {
         let Some(id) = u32::try_from(call.int4(0)).ok().and_then(KeyId::new) else {
             return Ok(pg_sys::Datum::from(palloc_cstring("")));
         };
-        // No catalog look-up while changes are being decoded, nor in their subscriber; an unknown key, as after a dump was
-        // restored without the extension's tables, is printed so that typmod-in takes it back.
-        let replicates = session::is_decoding() || session::is_logical_worker();
-        let key = if replicates { None } else { keys::find(id)? };
+        // No catalog look-up while changes are being decoded, nor in their subscriber, nor in a server that
+        // runs for pg_upgrade; an unknown key, as after a dump was restored without the extension's tables,
+        // is printed so that typmod-in takes it back.
+        let has_no_catalog =
+            session::is_decoding() || session::is_logical_worker() || session::is_upgrading();
+        let key = if has_no_catalog { None } else { keys::find(id)? };
         let text = match key {
             Some(key) => format!("('{}')", key.name),
             None => format!("('{id}')"),

@@ -8,7 +8,9 @@
 )]
 
 pub mod key_server;
+pub mod places;
 pub mod replication;
+pub mod secrets;
 
 use std::error::Error;
 use std::fs;
@@ -40,6 +42,13 @@ pub const RAW_CASTS: &str = "
     CREATE CAST (bytea AS encrypted_text) WITHOUT FUNCTION;
     CREATE CAST (encrypted_bytea AS encrypted_text) WITHOUT FUNCTION;
     CREATE CAST (encrypted_text AS encrypted_bytea) WITHOUT FUNCTION;";
+
+/// Takes [`RAW_CASTS`] away, which a dump would have.
+pub const NO_RAW_CASTS: &str = "
+    DROP CAST (encrypted_text AS bytea);
+    DROP CAST (bytea AS encrypted_text);
+    DROP CAST (encrypted_bytea AS encrypted_text);
+    DROP CAST (encrypted_text AS encrypted_bytea);";
 
 /// Begins to describe a cluster whose keys come from a file; `None`, which is then recorded, where
 /// PostgreSQL can't be had.
@@ -73,16 +82,23 @@ pub fn start(test: &str) -> Option<Cluster> {
 /// for one version only.
 #[must_use]
 pub fn start_on(major: u16, test: &str) -> Option<Cluster> {
-    let cluster = builder_on(major, test)?.start();
+    start_with(builder_on(major, test)?, test)
+}
+
+/// As [`start_on`], a cluster that is described.
+#[must_use]
+pub fn start_with(builder: Builder, test: &str) -> Option<Cluster> {
+    let cluster = builder.start();
     let installed = connect(&cluster).texts(
         "SELECT pg_read_file(setting || '/extension/encryption_ext--0.1.0.sql', 0, 10000000, true)
            FROM pg_config() WHERE name = 'SHAREDIR'",
     );
     let current = include_str!("../../sql/encryption_ext--0.1.0.sql");
     if installed != [Some(current.to_owned())] {
+        let version = connect(&cluster).text("SHOW server_version");
         harness::skip(
             test,
-            &format!("this extension isn't installed in PostgreSQL {major}: make install"),
+            &format!("this extension isn't installed in PostgreSQL {version}: make install"),
         );
         return None;
     }

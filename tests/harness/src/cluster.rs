@@ -393,6 +393,24 @@ impl Cluster {
         assert!(output.status.success(), "{}", self.with_log(&message));
     }
 
+    /// Whether an extension is installed for this server.
+    ///
+    /// # Panics
+    ///
+    /// If the server doesn't run.
+    #[must_use]
+    pub fn has_extension(&self, name: &str) -> bool {
+        let available = "SELECT FROM pg_available_extensions WHERE name = $1";
+        let rows = self.connect(SUPERUSER, "postgres").query(available, &[&name]);
+        !rows.expect("the view is PostgreSQL's own").is_empty()
+    }
+
+    /// The folder of the installation's programs.
+    #[must_use]
+    pub fn binaries(&self) -> &Path {
+        &self.installation.binaries
+    }
+
     /// The server's log since the cluster was made.
     ///
     /// # Panics
@@ -556,6 +574,12 @@ impl Installation {
         }
         // Rust's backtraces would become part of the server's error messages.
         command.env("LC_ALL", "C").env_remove("RUST_BACKTRACE").current_dir("/");
+        // Libraries that the server loads (postgres_fdw, libpqwalreceiver) need the installation's own libpq,
+        // which some installations tell to their programs only.
+        let libraries = self.binaries.with_file_name("lib");
+        if libraries.join("libpq.so.5").exists() {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
         if let Some(user) = &self.user {
             // Takes root's supplementary groups away, too.
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());

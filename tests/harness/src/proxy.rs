@@ -1,5 +1,5 @@
-//! A proxy in front of a server that speaks plain HTTP, which does to its answers what networks and
-//! overloaded servers do.
+//! A proxy in front of a server: it does to the answers of one that speaks plain HTTP what networks and
+//! overloaded servers do, or keeps what passes.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -45,6 +45,8 @@ struct Shared {
     /// What happens to the next connections: as often as the number says, or always.
     fault: Mutex<(Fault, Option<u64>)>,
     connections: AtomicU64,
+    /// What has passed in both directions, if it is to be kept.
+    passed: Option<Mutex<Vec<u8>>>,
 }
 
 impl Proxy {
@@ -55,19 +57,33 @@ impl Proxy {
     /// If there is no free loopback port.
     #[must_use]
     pub fn start(target: u16) -> Self {
+        Self::start_with(target, None)
+    }
+
+    /// As [`Proxy::start`], and keeps what passes.
+    ///
+    /// # Panics
+    ///
+    /// If there is no free loopback port.
+    #[must_use]
+    pub fn start_recording(target: u16) -> Self {
+        Self::start_with(target, Some(Mutex::default()))
+    }
+
+    fn start_with(target: u16, passed: Option<Mutex<Vec<u8>>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
         let port = listener.local_addr().expect("a bound socket has an address").port();
         let fault = Mutex::new((Fault::None, None));
-        let shared = Arc::new(Shared { target, fault, connections: AtomicU64::new(0) });
+        let connections = AtomicU64::new(0);
+        let shared = Arc::new(Shared { target, fault, connections, passed });
         let weak = Arc::downgrade(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let (Some(shared), Ok(client)) = (weak.upgrade(), client) else { return };
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 let fault = shared.next_fault();
-                let target = shared.target;
                 // A peer that is gone has had what it wanted.
-                thread::spawn(move || serve(client, target, &fault));
+                thread::spawn(move || serve(client, &shared, &fault));
             }
         });
         Self { port, shared }
@@ -89,6 +105,22 @@ impl Proxy {
         *self.shared.fault() = (fault, Some(count));
     }
 
+    /// The port of the proxy, on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What has passed so far, and is kept no longer. The two directions of each connection are parts that
+    /// lie between one another; each begins where a message may.
+    #[must_use]
+    pub fn take_passed(&self) -> Vec<u8> {
+        let passed = self.shared.passed.as_ref();
+        passed.map_or_else(Vec::new, |passed| {
+            std::mem::take(&mut *passed.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+    }
+
     /// How many connections there were.
     #[must_use]
     pub fn connections(&self) -> u64 {
@@ -103,6 +135,7 @@ impl Drop for Proxy {
             target: 0,
             fault: Mutex::new((Fault::None, None)),
             connections: AtomicU64::new(0),
+            passed: None,
         });
         drop(std::mem::replace(&mut self.shared, shared));
         drop(TcpStream::connect(("127.0.0.1", self.port)));
@@ -127,9 +160,9 @@ impl Shared {
     }
 }
 
-fn serve(mut client: TcpStream, target: u16, fault: &Fault) -> io::Result<()> {
+fn serve(mut client: TcpStream, shared: &Arc<Shared>, fault: &Fault) -> io::Result<()> {
     match fault {
-        Fault::None => return pass(client, target),
+        Fault::None => return pass(client, shared),
         Fault::Silence => {
             thread::sleep(Duration::from_secs(60));
             return Ok(());
@@ -159,16 +192,29 @@ fn serve(mut client: TcpStream, target: u16, fault: &Fault) -> io::Result<()> {
     }
 }
 
-fn pass(client: TcpStream, target: u16) -> io::Result<()> {
-    let server = TcpStream::connect(("127.0.0.1", target))?;
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    thread::spawn(move || {
-        let _ = io::copy(&mut from_client, &mut to_server);
-        to_server.shutdown(Shutdown::Write)
-    });
-    let (mut from_server, mut to_client) = (server, client);
-    io::copy(&mut from_server, &mut to_client)?;
-    to_client.shutdown(Shutdown::Both)
+fn pass(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    let server = TcpStream::connect(("127.0.0.1", shared.target))?;
+    let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
+    let there = Arc::clone(shared);
+    thread::spawn(move || pass_one_way(from_client, to_server, &there));
+    pass_one_way(server, client, shared)
+}
+
+/// Passes on what comes until it ends. What is kept is whole before it is passed: who has received it finds
+/// it there.
+fn pass_one_way(mut from: TcpStream, mut to: TcpStream, shared: &Shared) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = from.read(&mut buffer)?;
+        if read == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        if let Some(passed) = &shared.passed {
+            let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
+            passed.extend_from_slice(&buffer[..read]);
+        }
+        to.write_all(&buffer[..read])?;
+    }
 }
 
 /// A server whose certificate has expired: its address, and the certificate (PEM) of the authority
