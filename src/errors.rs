@@ -163,6 +163,11 @@ impl Error {
         }
     }
 
+    /// Its SQLSTATE.
+    pub(crate) fn sqlstate(&self) -> &'static str {
+        self.describe().sqlstate
+    }
+
     /// The error as a `WARNING`'s text, where a statement goes on in spite of it.
     pub(crate) fn message(&self) -> String {
         self.describe().message
@@ -885,6 +890,12 @@ impl Error {
     pub(crate) fn unknown_id(id: KeyId) -> Self {
         Self::KeyUnknown { key: id.to_string() }
     }
+}
+
+/// Whether an SQLSTATE, as PostgreSQL encodes it, is of this extension's class. Its messages name no value.
+pub(crate) fn is_own_sqlstate(sqlstate: c_int) -> bool {
+    const CLASS: c_int = encode_sqlstate("KE");
+    sqlstate & 0xfff == CLASS
 }
 
 /// `MAKE_SQLSTATE` of `src/include/utils/elog.h`: six bits a character.

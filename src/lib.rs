@@ -5,6 +5,7 @@
 //! providers that they come from in the crate `keyring`.
 
 mod access;
+mod audit;
 mod catalog;
 mod ddl;
 mod errors;
@@ -12,6 +13,7 @@ mod fmgr;
 mod functions;
 mod jobs;
 mod keys;
+mod log_redaction;
 mod migration;
 mod operators;
 mod pg;
@@ -21,6 +23,7 @@ mod rights;
 mod rotation;
 mod session;
 mod settings;
+mod statement;
 mod types;
 mod value;
 mod varlena;
@@ -44,6 +47,9 @@ extern "C-unwind" fn _PG_init() {
             catalog::invalidation::register();
             catalog::log::register();
             session::register();
+            audit::register();
+            log_redaction::register();
+            statement::register();
             operators::register();
             Ok(())
         });

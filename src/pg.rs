@@ -2,12 +2,12 @@
 //! that are called for every value, only read this backend's state and raise no error, for which
 //! it would cost more than they do; and those whose errors shall pass over the caller.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
 mod raw {
-    use super::{PlanWalker, c_int, c_void, pg_sys};
+    use super::{PlanWalker, c_char, c_int, c_void, pg_sys};
 
     unsafe extern "C-unwind" {
         pub(super) fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
@@ -16,6 +16,36 @@ mod raw {
         pub(super) fn GetUserId() -> pg_sys::Oid;
         pub(super) fn HistoricSnapshotActive() -> bool;
         pub(super) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+        #[cfg(not(feature = "pg18"))]
+        pub(super) fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: pg_sys::uint64,
+            execute_once: bool,
+        );
+        #[cfg(feature = "pg18")]
+        pub(super) fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: pg_sys::uint64,
+        );
+        pub(super) fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
+        pub(super) fn standard_ExecutorEnd(query: *mut pg_sys::QueryDesc);
+        pub(super) fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            is_read_only: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+        pub(super) fn UtilityReturnsTuples(command: *mut pg_sys::Node) -> bool;
+        #[cfg(not(feature = "pg18"))]
+        pub(super) fn pgstat_get_my_query_id() -> u64;
+        #[cfg(feature = "pg18")]
+        pub(super) fn pgstat_get_my_query_id() -> i64;
         #[cfg_attr(
             any(feature = "pg16", feature = "pg17", feature = "pg18"),
             link_name = "planstate_tree_walker_impl"
@@ -39,6 +69,21 @@ pub(crate) fn statement_start() -> pg_sys::TimestampTz {
     unsafe {
         raw::GetCurrentStatementStartTimestamp().max(raw::GetCurrentTransactionStartTimestamp())
     }
+}
+
+/// When the client's message was received that is worked on.
+pub(crate) fn message_received() -> pg_sys::TimestampTz {
+    // SAFETY: returns a static variable (src/backend/access/transam/xact.c).
+    unsafe { raw::GetCurrentStatementStartTimestamp() }
+}
+
+/// The id of the client's query, as `pg_stat_statements` has it; `None` where none is computed.
+pub(crate) fn query_id() -> Option<i64> {
+    // SAFETY: reads this backend's own entry (src/backend/utils/activity/backend_status.c).
+    let id = unsafe { raw::pgstat_get_my_query_id() };
+    #[cfg(not(feature = "pg18"))]
+    let id = id.cast_signed();
+    (id != 0).then_some(id)
 }
 
 /// The encoding of the database.
@@ -105,4 +150,96 @@ pub(crate) unsafe fn planstate_tree_walker(
 pub(crate) unsafe fn standard_executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: the caller's promise.
     unsafe { raw::standard_ExecutorStart(query, flags) }
+}
+
+/// What PostgreSQL does to run a query without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+#[cfg(not(feature = "pg18"))]
+pub(crate) unsafe fn standard_executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: pg_sys::uint64,
+    execute_once: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) }
+}
+
+/// What PostgreSQL does to run a query without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+#[cfg(feature = "pg18")]
+pub(crate) unsafe fn standard_executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: pg_sys::uint64,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorRun(query, direction, count) }
+}
+
+/// What PostgreSQL does after a query's last row without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+pub(crate) unsafe fn standard_executor_finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorFinish(query) }
+}
+
+/// What PostgreSQL does at a query's end without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+pub(crate) unsafe fn standard_executor_end(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorEnd(query) }
+}
+
+/// What PostgreSQL does to execute a command without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+#[expect(clippy::too_many_arguments, reason = "PostgreSQL's function has them")]
+pub(crate) unsafe fn standard_process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const c_char,
+    is_read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        raw::standard_ProcessUtility(
+            statement,
+            text,
+            is_read_only,
+            context,
+            parameters,
+            environment,
+            destination,
+            completion,
+        );
+    }
+}
+
+/// Whether a command returns rows.
+///
+/// # Safety
+///
+/// `command` is the parse tree of a command. An error passes over the caller's frame.
+pub(crate) unsafe fn utility_returns_tuples(command: *mut pg_sys::Node) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { raw::UtilityReturnsTuples(command) }
 }

@@ -12,6 +12,7 @@ use keyring::configured::{Configured, ProviderKind};
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
 
+use crate::audit::Level;
 use crate::errors::Error;
 
 /// `GUC_ALLOW_IN_PARALLEL` of `src/include/utils/guc.h`, by number because older minor versions lack
@@ -27,6 +28,8 @@ const ALLOW_IN_PARALLEL: GucFlags = GucFlags::from_bits_retain(if cfg!(feature =
 
 type Text = GucSetting<Option<CString>>;
 type Integer = GucSetting<i32>;
+
+static AUDIT: GucSetting<Level> = GucSetting::<Level>::new(Level::Off);
 
 static PROVIDER: Text = Text::new(Some(c""));
 static DEFAULT_KEY: Text = Text::new(Some(c""));
@@ -502,6 +505,14 @@ pub(crate) fn define() {
         1..=1_000_000,
         GucFlags::empty(),
     );
+    GucRegistry::define_enum_guc(
+        c"encryption_ext.audit",
+        c"What the server log is told of the use of keys, as JSON.",
+        c"\"keys\": changes of keys and grants. \"denied\": denials, too. \"access\": what statements decrypt and encrypt, too.",
+        &AUDIT,
+        GucContext::Suset,
+        ALLOW_IN_PARALLEL,
+    );
     reserve_prefix();
 }
 
@@ -616,6 +627,11 @@ pub(crate) fn request_limits() -> keyring::call::RequestLimits {
         connect: milliseconds(&PROVIDER_CONNECT_TIMEOUT),
         total: milliseconds(&PROVIDER_TIMEOUT),
     }
+}
+
+/// How much is audited.
+pub(crate) fn audit() -> Level {
+    AUDIT.get()
 }
 
 /// How long a fetched key may be used.
