@@ -107,6 +107,9 @@ pub(crate) enum Error {
     KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
     KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
 
+    // Verification.
+    NothingToVerify { table: String, column: Option<String> },
+
     // The extension itself.
     CatalogDamaged { what: String },
     RandomUnavailable,
@@ -251,6 +254,7 @@ impl Error {
             Self::ProofNeedsOwnTransaction
             | Self::KeyVersionMayBeUsed { .. }
             | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
+            Self::NothingToVerify { .. } => self.describe_verification(),
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
@@ -724,6 +728,22 @@ impl Error {
         }
     }
 
+    fn describe_verification(&self) -> Description {
+        const COLUMNS: &str = "The columns that hold encrypted values are listed in the view encryption.encrypted_column.";
+        match self {
+            Self::NothingToVerify { table, column: Some(column) } => Description::new(
+                "KE130",
+                format!("table {table} stores no encrypted values in a column \"{column}\""),
+            )
+            .hint(COLUMNS),
+            Self::NothingToVerify { table, column: None } => {
+                Description::new("KE130", format!("table {table} stores no encrypted values"))
+                    .hint(COLUMNS)
+            }
+            _ => unreachable_description(),
+        }
+    }
+
     fn describe_server(&self) -> Description {
         match self {
             Self::ProviderNotConfigured => {
@@ -883,6 +903,17 @@ impl Error {
                 | Self::KeyUnknown { .. }
                 | Self::KeyVersionUnknown { .. }
                 | Self::KeyVersionDestroyed { .. }
+        )
+    }
+
+    /// Whether the fault is in the state of the version that a value is under, or in what its provider has
+    /// in the version's place.
+    pub(crate) fn is_of_version(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyVersionPending { .. }
+                | Self::KeyVersionDisabled { .. }
+                | Self::KeyCheckValueWrong { .. }
         )
     }
 

@@ -615,7 +615,8 @@ pub(crate) fn in_data_directory(path: &str) -> String {
     data_directory().join(path).to_string_lossy().into_owned()
 }
 
-fn data_directory() -> PathBuf {
+/// The data directory.
+pub(crate) fn data_directory() -> PathBuf {
     // SAFETY: DataDir is set before any library is loaded and never changes.
     let path = unsafe { CStr::from_ptr(pg_sys::DataDir) };
     PathBuf::from(path.to_string_lossy().into_owned())

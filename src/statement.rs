@@ -22,6 +22,13 @@ pub(crate) fn register() {
         pg_sys::ExecutorEnd_hook = Some(executor_end);
         PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
+        // A statement that has begun without these hooks goes on.
+        if pg_sys::IsTransactionState() {
+            FRAMES.with_borrow_mut(|frames| {
+                frames.message = pg::message_received();
+                frames.addresses.push(usize::MAX);
+            });
+        }
     }
 }
 
