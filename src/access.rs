@@ -147,6 +147,12 @@ pub(crate) fn owner_of_table(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
     }
 }
 
+/// Whether `user` is a superuser, who passes every check.
+pub(crate) fn is_superuser(user: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up in a system cache.
+    unsafe { pg_sys::superuser_arg(user) }
+}
+
 /// Whether `user` holds `privilege` on `key`.
 pub(crate) fn may(user: pg_sys::Oid, key: &Key, privilege: Privilege) -> bool {
     Held::of(user, key).check(key, privilege).is_ok()

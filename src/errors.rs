@@ -54,6 +54,7 @@ pub(crate) enum Error {
     NormalFormUnavailable { name: &'static str },
     DigestDomainTooLong,
     ArmorRefused,
+    ArmorNotPermitted { key_id: KeyId },
     IndexRefused { index: String, access_method: String, type_name: String },
     StatisticsRefused { statistics: String, table: String },
     PartitionKeyRefused { table: String },
@@ -213,6 +214,7 @@ impl Error {
             | Self::NormalFormUnavailable { .. }
             | Self::DigestDomainTooLong
             | Self::ArmorRefused
+            | Self::ArmorNotPermitted { .. }
             | Self::IndexRefused { .. }
             | Self::StatisticsRefused { .. }
             | Self::PartitionKeyRefused { .. }
@@ -473,6 +475,11 @@ impl Error {
                 Description::new("KE033", "ciphertext given where a plaintext is expected")
                     .detail("The value is well-formed armor (\"enc:1:...\"), as shown to roles that may not decrypt.")
                     .hint("Write the plaintext, or leave the column out of the statement.")
+            }
+            Self::ArmorNotPermitted { key_id } => {
+                Description::new("KE033", "ciphertext given where a plaintext is expected")
+                    .detail(format!("Ciphertext is taken from superusers and from roles with privilege \"decrypt\" on its key, which has the id {key_id}."))
+                    .hint("Write the plaintext, or have the key's owner grant the privilege with enc_grant(name, role, 'decrypt').")
             }
             Self::IndexRefused { index, access_method, type_name } => Description::new(
                 "KE034",
@@ -886,6 +893,25 @@ impl Error {
     /// Whether a provider is out of reach, rather than having said no.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Provider { error, .. } if error.kind.is_outage())
+    }
+
+    /// Whether a key can't be had here, or not now: what it encrypted may be as it should be.
+    pub(crate) fn is_of_unavailable_key(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyUnknown { .. }
+                | Self::KeyVersionUnknown { .. }
+                | Self::KeyVersionPending { .. }
+                | Self::KeyVersionDisabled { .. }
+                | Self::KeyVersionDestroyed { .. }
+                | Self::KeyWithoutActiveVersion { .. }
+                | Self::KeyCheckValueWrong { .. }
+                | Self::KeyUnavailableHere { .. }
+                | Self::Provider { .. }
+                | Self::ProviderNotConfigured
+                | Self::ProviderUnknown { .. }
+                | Self::SettingInvalid { .. }
+        )
     }
 
     /// Whether the fault is in a stored value, so that it would be there the next time too.

@@ -8,6 +8,7 @@ mod access;
 mod audit;
 mod catalog;
 mod ddl;
+mod edges;
 mod errors;
 mod fmgr;
 mod functions;

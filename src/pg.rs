@@ -14,7 +14,9 @@ mod raw {
         pub(super) fn GetCurrentTransactionStartTimestamp() -> pg_sys::TimestampTz;
         pub(super) fn GetDatabaseEncoding() -> c_int;
         pub(super) fn GetUserId() -> pg_sys::Oid;
+        pub(super) fn GetUserIdAndSecContext(user: *mut pg_sys::Oid, context: *mut c_int);
         pub(super) fn HistoricSnapshotActive() -> bool;
+        pub(super) fn IsLogicalWorker() -> bool;
         pub(super) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
         #[cfg(not(feature = "pg18"))]
         pub(super) fn standard_ExecutorRun(
@@ -97,6 +99,22 @@ pub(crate) fn database_encoding() -> c_int {
 pub(crate) fn current_user() -> pg_sys::Oid {
     // SAFETY: returns a static variable (src/backend/utils/init/miscinit.c).
     unsafe { raw::GetUserId() }
+}
+
+/// In which ways the current user is another than the one that the session chose: flags of
+/// `src/include/miscadmin.h`.
+pub(crate) fn security_context() -> c_int {
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: copies static variables (src/backend/utils/init/miscinit.c).
+    unsafe { raw::GetUserIdAndSecContext(&raw mut user, &raw mut context) };
+    context
+}
+
+/// Whether this process is a worker of logical replication.
+pub(crate) fn is_logical_worker() -> bool {
+    // SAFETY: compares a static variable (src/backend/replication/logical/worker.c).
+    unsafe { raw::IsLogicalWorker() }
 }
 
 /// Whether the snapshot is one of logical decoding.

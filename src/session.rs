@@ -98,6 +98,48 @@ pub(crate) fn is_decoding() -> bool {
     unsafe { pg_sys::am_walsender || pg::is_historic_snapshot_active() }
 }
 
+/// Whether this process applies changes of a subscription, or copies its tables for a start.
+pub(crate) fn is_logical_worker() -> bool {
+    pg::is_logical_worker()
+}
+
+/// Whether what runs now has other rights than those that the session chose: it is a SECURITY DEFINER
+/// function, or maintenance that PostgreSQL does with the rights of a table's owner.
+pub(crate) fn has_lent_rights() -> bool {
+    pg::security_context() != 0
+}
+
+/// Whether what runs now is a SECURITY DEFINER function, or what it calls.
+pub(crate) fn is_definer() -> bool {
+    pg::security_context() & pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32 != 0
+}
+
+/// Whether the session calls itself pg_dump, as pg_dump and pg_dumpall do by default.
+pub(crate) fn is_named_pg_dump() -> bool {
+    // SAFETY: a setting of this backend's, a NUL-terminated string if it is not a null pointer.
+    unsafe {
+        let name = pg_sys::application_name;
+        !name.is_null() && CStr::from_ptr(name).to_bytes().starts_with(b"pg_dump")
+    }
+}
+
+/// Whether the session has made the settings that every pg_dump makes, under whatever name
+/// (`setup_connection` of `src/bin/pg_dump/pg_dump.c`). With `--enable-row-security` it leaves
+/// `row_security` on; its transaction is then recognized.
+pub(crate) fn is_like_pg_dump() -> bool {
+    // SAFETY: settings of this backend's, the search path a NUL-terminated string if it is not a null
+    // pointer.
+    unsafe {
+        let path = pg_sys::namespace_search_path;
+        !pg_sys::synchronize_seqscans
+            && !path.is_null()
+            && *path == 0
+            && (!pg_sys::row_security
+                || (pg_sys::XactReadOnly
+                    && pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32))
+    }
+}
+
 /// Whether ANALYZE is running: it says so in the statistics of its progress, if `track_activities` is
 /// on, which is the default.
 pub(crate) fn is_analyzing() -> bool {

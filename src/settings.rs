@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use envelope::KeyName;
 use keyring::configured::{Configured, ProviderKind};
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::guc::{GucContext, GucEnum, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
 use crate::audit::Level;
@@ -29,8 +29,43 @@ const ALLOW_IN_PARALLEL: GucFlags = GucFlags::from_bits_retain(if cfg!(feature =
 type Text = GucSetting<Option<CString>>;
 type Integer = GucSetting<i32>;
 
-static AUDIT: GucSetting<Level> = GucSetting::<Level>::new(Level::Off);
+/// As what output and `send` show values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum Form {
+    /// As their plaintexts.
+    #[name = c"plain"]
+    Plain,
+    /// As ciphertext in text form.
+    #[name = c"armor"]
+    Armor,
+}
 
+/// What input and `recv` take armor for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum Input {
+    /// For a mistake.
+    #[name = c"plain"]
+    Plain,
+    /// For ciphertext.
+    #[name = c"auto"]
+    Auto,
+}
+
+/// What output and `send` do about a value that the current user may not decrypt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum Denied {
+    /// Fail.
+    #[name = c"error"]
+    Error,
+    /// Show its ciphertext.
+    #[name = c"armor"]
+    Armor,
+}
+
+static OUTPUT: GucSetting<Form> = GucSetting::<Form>::new(Form::Plain);
+static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plain);
+static ON_DENIED: GucSetting<Denied> = GucSetting::<Denied>::new(Denied::Error);
+static AUDIT: GucSetting<Level> = GucSetting::<Level>::new(Level::Off);
 static PROVIDER: Text = Text::new(Some(c""));
 static DEFAULT_KEY: Text = Text::new(Some(c""));
 static PROVIDER_FILE: Text = Text::new(Some(c""));
@@ -440,6 +475,24 @@ static PROVIDER_SETTINGS: [ProviderSetting; 49] = {
 
 /// Defines the settings. Called once, when the library is loaded.
 pub(crate) fn define() {
+    define_choice(
+        c"encryption_ext.output",
+        c"Shows encrypted values as their plaintexts or as armor, which is ciphertext as text.",
+        c"Logical decoding and pg_dump get armor whatever this says.",
+        &OUTPUT,
+    );
+    define_choice(
+        c"encryption_ext.input",
+        c"Refuses armor in place of a plaintext, or takes it as ciphertext.",
+        c"Taken from superusers and from roles that may decrypt. A dump that is restored needs no setting.",
+        &INPUT,
+    );
+    define_choice(
+        c"encryption_ext.on_denied",
+        c"What a role that may not decrypt gets instead of a plaintext: an error, or armor.",
+        c"For roles that make backups.",
+        &ON_DENIED,
+    );
     define_text(
         c"encryption_ext.provider",
         c"Where the versions of keys made from now on come from.",
@@ -516,6 +569,23 @@ pub(crate) fn define() {
     reserve_prefix();
 }
 
+/// A setting that anyone may change, since it gives nothing that they couldn't have anyway.
+fn define_choice<T: GucEnum>(
+    name: &'static CStr,
+    short: &'static CStr,
+    long: &'static CStr,
+    setting: &'static GucSetting<T>,
+) {
+    GucRegistry::define_enum_guc(
+        name,
+        short,
+        long,
+        setting,
+        GucContext::Userset,
+        ALLOW_IN_PARALLEL,
+    );
+}
+
 fn define_text(
     name: &'static CStr,
     short: &'static CStr,
@@ -571,6 +641,21 @@ fn optional(setting: &Text) -> Option<String> {
 
 fn milliseconds(setting: &Integer) -> Duration {
     Duration::from_millis(setting.get().unsigned_abs().into())
+}
+
+/// As what values are shown.
+pub(crate) fn output() -> Form {
+    OUTPUT.get()
+}
+
+/// What armor in input is taken for.
+pub(crate) fn input() -> Input {
+    INPUT.get()
+}
+
+/// What a role gets that may not decrypt.
+pub(crate) fn on_denied() -> Denied {
+    ON_DENIED.get()
 }
 
 /// The provider of new versions, or `None` if none is configured.

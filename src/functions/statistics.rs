@@ -9,6 +9,7 @@ use super::rows::{Row, return_rows};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::keys;
+use crate::types::armored;
 use crate::varlena::text_datum;
 
 sql_function! {
@@ -63,6 +64,7 @@ sql_function! {
     /// catalog.
     fn enc_flush_cache(_call) {
         keys::flush();
+        armored::flush();
         Ok(pg_sys::Datum::from(0usize))
     }
 }

@@ -4,14 +4,13 @@ use envelope::{KeyId, PlaintextKind, Sealed};
 use pgrx::fcinfo::direct_function_call_as_datum;
 use pgrx::pg_sys;
 
-use super::{
-    EncryptedType, armored, coerce, key_of_modifier, parse, refuse_armor, rotate, seal_input,
-};
+use super::armored::{self, Shown};
+use super::{EncryptedType, coerce, key_of_modifier, parse, rotate, seal_input};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
-use crate::varlena::{Buffer, Shape, Varlena, palloc_cstring};
-use crate::{session, value};
+use crate::value;
+use crate::varlena::{Buffer, Shape, Varlena};
 
 /// `encrypted_bytea`, whose base type is `bytea`.
 pub(crate) struct EncryptedBytea;
@@ -19,12 +18,16 @@ pub(crate) struct EncryptedBytea;
 impl EncryptedType for EncryptedBytea {
     const NAME: &'static str = "encrypted_bytea";
 
+    fn holds(kind: PlaintextKind) -> bool {
+        kind == PlaintextKind::Bytea
+    }
+
     fn encrypt(key_id: KeyId, bytes: &[u8]) -> Result<Buffer, Error> {
         seal_input(key_id, PlaintextKind::Bytea, bytes)
     }
 
     fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error> {
-        if value.header().kind != PlaintextKind::Bytea {
+        if !Self::holds(value.header().kind) {
             return Err(Error::ValueOfOtherType { expected: Self::NAME });
         }
         value::open(value, privilege, Shape::Varlena)
@@ -34,8 +37,13 @@ impl EncryptedType for EncryptedBytea {
 sql_function! {
     /// `encrypted_bytea_in(cstring, oid, integer) RETURNS encrypted_bytea`
     fn encrypted_bytea_in(call) {
-        let key_id = key_of_modifier(call.int4(2))?;
-        refuse_armor(call.cstring(0).to_bytes())?;
+        let modifier = call.int4(2);
+        // As text, which no bytea begins like.
+        if let Some(value) =
+            armored::take::<EncryptedBytea>(call.cstring(0).to_bytes(), modifier)?
+        {
+            return Ok(value.datum());
+        }
         // SAFETY: byteain takes one cstring argument, which this is, and looks at nothing else of
         // the call.
         let bytes = unsafe {
@@ -43,17 +51,17 @@ sql_function! {
                 .ok_or(Error::Internal { what: "byteain returned null" })?;
             Varlena::detoast(bytes)
         };
-        Ok(EncryptedBytea::encrypt(key_id, bytes.bytes())?.datum())
+        Ok(EncryptedBytea::encrypt(key_of_modifier(modifier)?, bytes.bytes())?.datum())
     }
 }
 
 sql_function! {
     /// `encrypted_bytea_out(encrypted_bytea) RETURNS cstring`
     fn encrypted_bytea_out(call) {
-        if session::is_decoding() {
-            return Ok(pg_sys::Datum::from(palloc_cstring(&armored(call.varlena(0))?)));
-        }
-        let bytes = decrypt_argument(call)?;
+        let bytes = match shown(call, Shape::CString)? {
+            Shown::Text(text) => return Ok(text.datum()),
+            Shown::Plaintext(bytes) => bytes,
+        };
         // SAFETY: byteaout takes one bytea argument, which this is, and looks at nothing else of
         // the call.
         let text =
@@ -62,10 +70,17 @@ sql_function! {
     }
 }
 
+/// The bytes that the session is shown of a value, or a text in the given shape in their place.
+fn shown(call: &Call, text: Shape) -> Result<Shown, Error> {
+    armored::shown(call.varlena(0), text, |value| {
+        EncryptedBytea::decrypt(value, Some(Privilege::Decrypt))
+    })
+}
+
 sql_function! {
     /// `encrypted_bytea_recv(internal, oid, integer) RETURNS encrypted_bytea`
     fn encrypted_bytea_recv(call) {
-        let key_id = key_of_modifier(call.int4(2))?;
+        let modifier = call.int4(2);
         let message = call.datum(0).cast_mut_ptr::<pg_sys::StringInfoData>();
         // SAFETY: PostgreSQL passes the message with the value's bytes, from `cursor` to `len`.
         let bytes = unsafe {
@@ -73,18 +88,19 @@ sql_function! {
             let start = pg_sys::pq_getmsgbytes(message, len).cast::<u8>();
             std::slice::from_raw_parts(start, usize::try_from(len).unwrap_or(0))
         };
-        Ok(EncryptedBytea::encrypt(key_id, bytes)?.datum())
+        if let Some(value) = armored::take::<EncryptedBytea>(bytes, modifier)? {
+            return Ok(value.datum());
+        }
+        Ok(EncryptedBytea::encrypt(key_of_modifier(modifier)?, bytes)?.datum())
     }
 }
 
 sql_function! {
     /// `encrypted_bytea_send(encrypted_bytea) RETURNS bytea`
     fn encrypted_bytea_send(call) {
-        if session::is_decoding() {
-            let armor = armored(call.varlena(0))?;
-            return Ok(Buffer::copy_of(Shape::Varlena, armor.as_bytes())?.datum());
+        match shown(call, Shape::Varlena)? {
+            Shown::Plaintext(bytes) | Shown::Text(bytes) => Ok(bytes.datum()),
         }
-        Ok(decrypt_argument(call)?.datum())
     }
 }
 

@@ -1,12 +1,13 @@
 //! The types `encrypted_text` and `encrypted_bytea`: what goes in, what comes out.
 
+pub(crate) mod armored;
 mod bytea;
 pub(crate) mod encoding;
 pub(crate) mod identity;
 mod modifier;
 mod text;
 
-use envelope::{KeyId, KeyName, Sealed, armor};
+use envelope::{KeyId, KeyName, PlaintextKind, Sealed};
 use pgrx::pg_sys;
 
 use crate::catalog::{DATABASE_KEY, Privilege};
@@ -23,6 +24,9 @@ pub(crate) use text::{EncryptedText, without_padding};
 pub(crate) trait EncryptedType {
     /// The type's name.
     const NAME: &'static str;
+
+    /// Whether its values have plaintexts of this kind.
+    fn holds(kind: PlaintextKind) -> bool;
 
     /// Encrypts a value of the base type, given as the bytes of its varlena.
     ///
@@ -56,12 +60,6 @@ fn database_key_id() -> Result<KeyId, Error> {
     ID.with(|id| *id).ok_or(Error::Internal { what: "the database key's name is invalid" })
 }
 
-/// Armor in ordinary input is an application writing back what it was shown: encrypted once more it
-/// would look right and be lost.
-pub(crate) fn refuse_armor(input: &[u8]) -> Result<(), Error> {
-    if armor::looks_like_armor(input) { Err(Error::ArmorRefused) } else { Ok(()) }
-}
-
 /// The value under the key of `modifier` and its active version: the length-coercion cast. A value
 /// that already is, is returned as it is; any other is decrypted and encrypted again, for which the
 /// current user needs `decrypt` on its key and `encrypt` on the new one.
@@ -73,27 +71,33 @@ pub(crate) fn coerce<T: EncryptedType>(
         return Ok(datum);
     }
     // SAFETY: SQL declares the cast's first argument with an encrypted type.
-    reencrypt::<T>(unsafe { Varlena::detoast(datum) }, key_of_modifier(modifier)?)
+    let stored = unsafe { Varlena::detoast(datum) };
+    let key_id = key_of_modifier(modifier)?;
+    let coerced = match parse(stored)?.header().key_id == key_id {
+        true => armored::coerced(stored, || reencrypt::<T>(stored, key_id)),
+        false => reencrypt::<T>(stored, key_id),
+    };
+    coerced.map(Varlena::datum)
 }
 
 /// The value under the active version of its own key.
 pub(crate) fn rotate<T: EncryptedType>(stored: Varlena) -> Result<pg_sys::Datum, Error> {
-    reencrypt::<T>(stored, parse(stored)?.header().key_id)
+    reencrypt::<T>(stored, parse(stored)?.header().key_id).map(Varlena::datum)
 }
 
 /// The value under the active version of the key with this id: itself if it is that already.
-fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<pg_sys::Datum, Error> {
+fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<Varlena, Error> {
     let sealed = parse(stored)?;
     let header = sealed.header();
     let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
     let active = key.active_version().map(|version| version.number);
     if header.key_id == key_id && active == Some(header.key_version) {
-        return Ok(stored.datum());
+        return Ok(stored);
     }
     let plaintext = T::decrypt(&sealed, Some(Privilege::Decrypt))?;
     let value = T::encrypt(key_id, plaintext.bytes())?;
     plaintext.free();
-    Ok(value.datum())
+    Ok(value.varlena())
 }
 
 /// A value of an encrypted type, parsed.
@@ -101,19 +105,8 @@ pub(crate) fn parse(value: Varlena) -> Result<Sealed<'static>, Error> {
     Ok(Sealed::parse(value.bytes())?)
 }
 
-/// The value as armor, for text output.
-pub(crate) fn armored(value: Varlena) -> Result<String, Error> {
-    // Whatever is shown as a value is one.
-    parse(value)?;
-    Ok(armor::encode(value.bytes()))
-}
-
 /// `value::seal` for plaintexts that may not be armor.
-fn seal_input(
-    key_id: KeyId,
-    kind: envelope::PlaintextKind,
-    plaintext: &[u8],
-) -> Result<Buffer, Error> {
-    refuse_armor(plaintext)?;
+fn seal_input(key_id: KeyId, kind: PlaintextKind, plaintext: &[u8]) -> Result<Buffer, Error> {
+    armored::refuse(plaintext)?;
     value::seal(key_id, kind, plaintext)
 }

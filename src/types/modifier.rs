@@ -30,9 +30,10 @@ sql_function! {
         let Some(id) = u32::try_from(call.int4(0)).ok().and_then(KeyId::new) else {
             return Ok(pg_sys::Datum::from(palloc_cstring("")));
         };
-        // No catalog look-up while changes are being decoded; an unknown key, as after a dump was
+        // No catalog look-up while changes are being decoded, nor in their subscriber; an unknown key, as after a dump was
         // restored without the extension's tables, is printed so that typmod-in takes it back.
-        let key = if session::is_decoding() { None } else { keys::find(id)? };
+        let replicates = session::is_decoding() || session::is_logical_worker();
+        let key = if replicates { None } else { keys::find(id)? };
         let text = match key {
             Some(key) => format!("('{}')", key.name),
             None => format!("('{id}')"),

@@ -3,19 +3,24 @@
 use envelope::{KeyId, PlaintextKind, Sealed};
 use pgrx::pg_sys;
 
+use super::armored::{self, Shown};
 use super::encoding;
-use super::{EncryptedType, armored, coerce, key_of_modifier, parse, rotate, seal_input};
+use super::{EncryptedType, coerce, key_of_modifier, parse, rotate, seal_input};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
-use crate::varlena::{Buffer, Shape, palloc_cstring};
-use crate::{session, value};
+use crate::value;
+use crate::varlena::{Buffer, Shape};
 
 /// `encrypted_text`, whose base type is `text`.
 pub(crate) struct EncryptedText;
 
 impl EncryptedType for EncryptedText {
     const NAME: &'static str = "encrypted_text";
+
+    fn holds(kind: PlaintextKind) -> bool {
+        kind != PlaintextKind::Bytea
+    }
 
     fn encrypt(key_id: KeyId, text: &[u8]) -> Result<Buffer, Error> {
         let (kind, plaintext) = encoding::to_plaintext(text);
@@ -33,7 +38,7 @@ fn decrypt(
     shape: Shape,
 ) -> Result<Buffer, Error> {
     let kind = value.header().kind;
-    if kind == PlaintextKind::Bytea {
+    if !EncryptedText::holds(kind) {
         return Err(Error::ValueOfOtherType { expected: EncryptedText::NAME });
     }
     encoding::from_plaintext(kind, value::open(value, privilege, shape)?, shape)
@@ -42,26 +47,20 @@ fn decrypt(
 sql_function! {
     /// `encrypted_text_in(cstring, oid, integer) RETURNS encrypted_text`
     fn encrypted_text_in(call) {
-        let key_id = key_of_modifier(call.int4(2))?;
-        Ok(EncryptedText::encrypt(key_id, call.cstring(0).to_bytes())?.datum())
+        input(call.cstring(0).to_bytes(), call.int4(2))
     }
 }
 
 sql_function! {
     /// `encrypted_text_out(encrypted_text) RETURNS cstring`
     fn encrypted_text_out(call) {
-        let stored = call.varlena(0);
-        if session::is_decoding() {
-            return Ok(pg_sys::Datum::from(palloc_cstring(&armored(stored)?)));
-        }
-        Ok(decrypt(&parse(stored)?, Some(Privilege::Decrypt), Shape::CString)?.datum())
+        Ok(shown(call, Shape::CString)?.datum())
     }
 }
 
 sql_function! {
     /// `encrypted_text_recv(internal, oid, integer) RETURNS encrypted_text`
     fn encrypted_text_recv(call) {
-        let key_id = key_of_modifier(call.int4(2))?;
         let message = call.datum(0).cast_mut_ptr::<pg_sys::StringInfoData>();
         // SAFETY: PostgreSQL passes the message with the value's bytes, from `cursor` to `len`;
         // pq_getmsgtext converts them from the client's encoding and consumes them.
@@ -74,21 +73,33 @@ sql_function! {
             let text = pg_sys::pq_getmsgtext(message, len, &raw mut text_len);
             std::slice::from_raw_parts(text.cast::<u8>(), usize::try_from(text_len).unwrap_or(0))
         };
-        Ok(EncryptedText::encrypt(key_id, text)?.datum())
+        input(text, call.int4(2))
     }
+}
+
+/// The value of a text in the database's encoding.
+fn input(text: &[u8], modifier: i32) -> Result<pg_sys::Datum, Error> {
+    if let Some(value) = armored::take::<EncryptedText>(text, modifier)? {
+        return Ok(value.datum());
+    }
+    Ok(EncryptedText::encrypt(key_of_modifier(modifier)?, text)?.datum())
 }
 
 sql_function! {
     /// `encrypted_text_send(encrypted_text) RETURNS bytea`
     fn encrypted_text_send(call) {
-        let stored = call.varlena(0);
-        if session::is_decoding() {
-            return send(armored(stored)?.as_bytes());
-        }
-        let text = decrypt(&parse(stored)?, Some(Privilege::Decrypt), Shape::Varlena)?;
+        let text = shown(call, Shape::Varlena)?;
         let sent = send(text.bytes())?;
         text.free();
         Ok(sent)
+    }
+}
+
+/// The text that the session is shown of a value.
+fn shown(call: &Call, shape: Shape) -> Result<Buffer, Error> {
+    let decrypt = |value: &Sealed<'_>| decrypt(value, Some(Privilege::Decrypt), shape);
+    match armored::shown(call.varlena(0), shape, decrypt)? {
+        Shown::Plaintext(text) | Shown::Text(text) => Ok(text),
     }
 }
 

@@ -329,7 +329,7 @@ fn a_dump_is_restored_as_the_reference_says() {
     let reference = read("docs/reference.md");
     let commands = reference.lines().filter_map(|line| line.strip_prefix("    "));
     let commands: Vec<_> = commands.filter(|line| line.contains(" restored")).collect();
-    assert_eq!(commands.len(), 4, "{commands:?}");
+    assert_eq!(commands.len(), 2 + 4, "{commands:?}");
     for command in commands {
         let (program, arguments) = command.split_once(' ').unwrap();
         // The only quoted argument is the last.
@@ -338,17 +338,23 @@ fn a_dump_is_restored_as_the_reference_says() {
         arguments.extend(quoted.strip_suffix('\''));
         run(program, &arguments);
     }
-    let mut restored = cluster.connect(SUPERUSER, "restored");
-    let rows = restored.texts("SELECT concat(v, ' ', enc_key_name(v)) FROM a.t ORDER BY id");
-    assert_eq!(rows, [Some("present k".to_owned()), Some("absent k".to_owned())]);
     let mut original = connect(&cluster);
-    for catalog in [
-        "SELECT id, created_at, digest_version FROM encryption.keyspace",
-        "TABLE encryption.key_version ORDER BY 1, 2",
-    ] {
-        let query = format!("SELECT c::text FROM ({catalog}) c");
-        assert_eq!(restored.texts(&query), original.texts(&query));
+    let mut restored = [
+        cluster.connect(SUPERUSER, "restored"),
+        cluster.connect(SUPERUSER, "restored_catalog_first"),
+    ];
+    for restored in &mut restored {
+        let rows = restored.texts("SELECT concat(v, ' ', enc_key_name(v)) FROM a.t ORDER BY id");
+        assert_eq!(rows, [Some("present k".to_owned()), Some("absent k".to_owned())]);
+        for catalog in [
+            "SELECT id, created_at, digest_version FROM encryption.keyspace",
+            "TABLE encryption.key_version ORDER BY 1, 2",
+        ] {
+            let query = format!("SELECT c::text FROM ({catalog}) c");
+            assert_eq!(restored.texts(&query), original.texts(&query));
+        }
     }
+    let [restored, _] = &mut restored;
     // On which server the keys were compared with the provider is not restored.
     const COMPARED: &str = "SELECT system_identifier IS NOT NULL FROM encryption.keyspace";
     assert_eq!((original.text(COMPARED), restored.text(COMPARED)), ("t".into(), "f".into()));
