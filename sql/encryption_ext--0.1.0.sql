@@ -1539,6 +1539,15 @@ CREATE FUNCTION enc_key_name(value encrypted_bytea) RETURNS text
 COMMENT ON FUNCTION enc_key_name(encrypted_bytea) IS
     'the name of the key that a value is encrypted under, null if this database has none with its id';
 
+CREATE FUNCTION enc_try_decrypt(value encrypted_text) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 40 AS 'MODULE_PATHNAME', 'encrypted_text_try_decrypt';
+COMMENT ON FUNCTION enc_try_decrypt(encrypted_text) IS
+    'the plaintext, or null if the value is damaged or its version is unknown or destroyed';
+CREATE FUNCTION enc_try_decrypt(value encrypted_bytea) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE COST 40 AS 'MODULE_PATHNAME', 'encrypted_bytea_try_decrypt';
+COMMENT ON FUNCTION enc_try_decrypt(encrypted_bytea) IS
+    'the plaintext, or null if the value is damaged or its version is unknown or destroyed';
+
 ----------------------------------------------------------------------------------------------------
 -- Views
 ----------------------------------------------------------------------------------------------------
@@ -4489,6 +4498,344 @@ BEGIN
 END $$;
 COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integer, boolean, boolean, interval, text) IS
     'rotates a key and everything under it, with background workers, and disables the old versions when nothing uses them';
+
+----------------------------------------------------------------------------------------------------
+-- Verification: which values can't be opened.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.unreadable("any") RETURNS text[]
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'encryption_unreadable';
+COMMENT ON FUNCTION encryption.unreadable("any") IS
+    'for each encrypted value inside that cannot be opened, the SQLSTATE and the reason; null if there is none';
+CREATE FUNCTION encryption.refuse_verification(relation text, column_name text) RETURNS void
+    LANGUAGE c AS 'MODULE_PATHNAME', 'encryption_refuse_verification';
+
+-- With the caller's rights: SELECT on the tables, decrypt on the keys. Rows are read in the order of
+-- their ctid. Where the table itself is damaged (class XX) it goes on row by row.
+CREATE FUNCTION enc_verify(
+        INOUT table_name regclass,
+        INOUT column_name name DEFAULT NULL,
+        OUT ctid tid,
+        OUT sqlstate text,
+        OUT reason text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET synchronize_seqscans = off AS $$
+DECLARE
+    wanted record;
+    is_any boolean := false;
+    is_damaged boolean;
+    is_range boolean;
+    row_id tid;
+    last_id tid;
+    problems text[];
+    problem text;
+BEGIN
+    FOR wanted IN
+        SELECT DISTINCT c.table_id::regclass AS relation, c.column_number, c.column_name AS name
+          FROM encryption.encrypted_column c
+         WHERE (c.table_id IN (SELECT encryption.tables_of(enc_verify.table_name))
+                OR (c.table_id = enc_verify.table_name AND c.kind = 'm'))
+           AND NOT c.is_temporary_elsewhere
+           AND (enc_verify.column_name IS NULL OR c.column_name = enc_verify.column_name)
+         ORDER BY 1, 2
+    LOOP
+        is_any := true;
+        is_damaged := false;
+        is_range := false;
+        last_id := '(0,0)';
+        BEGIN
+            FOR row_id, problems IN EXECUTE
+                format('SELECT t.ctid, encryption.unreadable(t.%I) FROM ONLY %s t
+                         WHERE encryption.unreadable(t.%1$I) IS NOT NULL', wanted.name, wanted.relation)
+            LOOP
+                FOREACH problem IN ARRAY problems LOOP
+                    table_name := wanted.relation;
+                    column_name := wanted.name;
+                    ctid := row_id;
+                    sqlstate := left(problem, 5);
+                    reason := substr(problem, 7);
+                    RETURN NEXT;
+                END LOOP;
+                last_id := row_id;
+            END LOOP;
+        EXCEPTION
+            WHEN SQLSTATE 'KE103' THEN
+                is_range := true;
+            WHEN internal_error OR data_corrupted OR index_corrupted THEN
+                is_damaged := true;
+        END;
+        IF is_range THEN
+            table_name := wanted.relation;
+            column_name := wanted.name;
+            ctid := NULL;
+            sqlstate := 'KE103';
+            reason := 'ranges of encrypted values are not verified';
+            RETURN NEXT;
+        END IF;
+        CONTINUE WHEN NOT is_damaged;
+        FOR row_id IN EXECUTE format('SELECT t.ctid FROM ONLY %s t WHERE t.ctid > $1', wanted.relation)
+            USING last_id
+        LOOP
+            BEGIN
+                EXECUTE format('SELECT encryption.unreadable(t.%I) FROM ONLY %s t WHERE t.ctid = $1',
+                               wanted.name, wanted.relation)
+                   INTO problems USING row_id;
+            EXCEPTION WHEN internal_error OR data_corrupted OR index_corrupted THEN
+                problems := ARRAY[format('%s %s', sqlstate, sqlerrm)];
+            END;
+            FOREACH problem IN ARRAY coalesce(problems, '{}') LOOP
+                table_name := wanted.relation;
+                column_name := wanted.name;
+                ctid := row_id;
+                sqlstate := left(problem, 5);
+                reason := substr(problem, 7);
+                RETURN NEXT;
+            END LOOP;
+        END LOOP;
+    END LOOP;
+    IF NOT is_any THEN
+        PERFORM encryption.refuse_verification(enc_verify.table_name::text, enc_verify.column_name);
+    END IF;
+END $$;
+COMMENT ON FUNCTION enc_verify(regclass, name) IS
+    'the values of a table, its partitions and children that cannot be opened, and why';
+
+----------------------------------------------------------------------------------------------------
+-- What could be safer. For superusers and members of pg_monitor, as far as these can see it. Without
+-- just-in-time compilation, as the planner expects far more columns and privileges than there are.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION encryption.server_findings(
+        OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_server_findings';
+COMMENT ON FUNCTION encryption.server_findings() IS
+    'findings about providers, their files and the memory of the server';
+REVOKE EXECUTE ON FUNCTION encryption.server_findings() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION encryption.server_findings() TO pg_monitor;
+
+-- Statements and values in logs.
+CREATE FUNCTION encryption.log_findings(
+        OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+WITH s AS (SELECT name, setting FROM pg_settings),
+     has_parameters AS (SELECT setting <> '0' AS yes FROM s WHERE name = 'log_parameter_max_length')
+SELECT 'log_statement', 'medium', s.name, format('statements (%s) are logged with their constants', s.setting),
+       'Send values as parameters, set log_parameter_max_length = 0, or log_statement = ''none''.'
+  FROM s WHERE s.name = 'log_statement' AND s.setting <> 'none'
+UNION ALL
+SELECT 'log_parameters', 'high', s.name,
+       'the parameters of statements are logged, and with them values on their way into encrypted columns',
+       'Set log_parameter_max_length = 0.'
+  FROM s, has_parameters
+ WHERE has_parameters.yes AND ((s.name = 'log_statement' AND s.setting <> 'none')
+    OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample') AND s.setting <> '-1')
+    OR (s.name = 'log_transaction_sample_rate' AND s.setting <> '0'))
+UNION ALL
+SELECT 'log_parameters', 'medium', s.name, 'parameters are logged with errors, if no encrypted value was used before',
+       'Set log_parameter_max_length_on_error = 0.'
+  FROM s WHERE s.name = 'log_parameter_max_length_on_error' AND s.setting <> '0'
+UNION ALL
+SELECT 'log_statement_of_error', 'low', s.name,
+       'statements that fail are logged with their constants',
+       'Send values as parameters, or set log_min_error_statement = ''panic''.'
+  FROM s WHERE s.name = 'log_min_error_statement' AND s.setting NOT IN ('fatal', 'panic')
+UNION ALL
+SELECT 'log_error_verbosity', 'low', s.name,
+       'messages are logged with all their details; those of statements that use encrypted values, without values',
+       'Set log_error_verbosity to ''default'' or ''terse''.'
+  FROM s WHERE s.name = 'log_error_verbosity' AND s.setting = 'verbose'
+UNION ALL
+SELECT 'log_trees', 'medium', s.name, 'parse trees and plans are logged, with constants in them',
+       format('Set %s = off.', s.name)
+  FROM s WHERE s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan') AND s.setting = 'on'
+UNION ALL
+SELECT 'auto_explain', 'high', s.name, 'plans are logged, with constants and parameters in them, decrypted',
+       'Set auto_explain.log_min_duration = -1.'
+  FROM s WHERE s.name = 'auto_explain.log_min_duration' AND s.setting <> '-1'
+UNION ALL
+SELECT 'pg_stat_statements', 'low', s.name, 'the text of commands is kept with its constants (that of queries without)',
+       'Send values as parameters, or set pg_stat_statements.track_utility = off.'
+  FROM s WHERE s.name = 'pg_stat_statements.track_utility' AND s.setting = 'on'
+$$;
+
+-- Who may connect without TLS. pg_hba_file_rules is for superusers, and roles that were given it.
+CREATE FUNCTION encryption.connection_findings(
+        OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_remote boolean := EXISTS (
+        SELECT FROM unnest(string_to_array(replace(current_setting('listen_addresses'), ' ', ''), ',')) address
+         WHERE address NOT IN ('', 'localhost', '::1') AND address NOT LIKE '127.%');
+    is_tls boolean := current_setting('ssl')::boolean;
+    is_hba_visible boolean := has_function_privilege('pg_hba_file_rules()', 'EXECUTE')
+                              AND has_table_privilege('pg_hba_file_rules', 'SELECT');
+BEGIN
+    IF is_hba_visible AND is_remote THEN
+        RETURN QUERY
+        SELECT CASE WHEN is_tls THEN 'tls_optional' ELSE 'tls_off' END, 'high',
+               format('pg_hba.conf, line %s', line_number),
+               CASE WHEN is_tls THEN 'clients may connect from other machines without TLS'
+                    ELSE 'clients may connect from other machines, and TLS is off' END
+                   || ': values are plaintext on the wire',
+               CASE WHEN is_tls THEN 'Make the line hostssl.'
+                    ELSE 'Set ssl = on, with a certificate, and make the line hostssl.' END
+          FROM pg_hba_file_rules
+         WHERE type IN ('host', 'hostnossl') AND auth_method <> 'reject' AND error IS NULL
+           AND address NOT IN ('localhost', '::1', 'samehost') AND address NOT LIKE '127.%';
+    ELSIF is_remote AND NOT is_tls THEN
+        RETURN QUERY VALUES ('tls_off', 'high', 'ssl',
+            'the server listens for other machines, and TLS is off: values are plaintext on the wire',
+            'Set ssl = on, with a certificate, and use hostssl in pg_hba.conf.');
+    END IF;
+    RETURN QUERY
+    SELECT 'superuser_without_tls',
+           CASE WHEN a.client_addr <<= '127.0.0.0/8' OR a.client_addr = '::1' THEN 'low' ELSE 'high' END,
+           format('session %s of %I from %s', a.pid, a.usename, a.client_addr),
+           'a superuser is connected without TLS',
+           'Use hostssl in pg_hba.conf for superusers.'
+      FROM pg_stat_activity a JOIN pg_stat_ssl s USING (pid) JOIN pg_roles r ON r.rolname = a.usename
+     WHERE r.rolsuper AND NOT s.ssl AND a.client_addr IS NOT NULL;
+END $$;
+
+-- Keys, who may use them, and who may read and write the catalog of them.
+CREATE FUNCTION encryption.key_findings(
+        OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+SELECT 'rotation_due', 'medium', format('version %s of key "%s"', version, name),
+       format('it has been active since %s', activated_at::date),
+       format('SELECT enc_rotate_key(%L); CALL enc_rotate_all(%1$L);', name)
+  FROM @extschema@.enc_key_versions
+ WHERE state = 'active' AND activated_at < now() - interval '1 year'
+UNION ALL
+SELECT 'version_past_grace', 'low', format('version %s of key "%s"', version, name),
+       format('it was replaced on %s, and can still decrypt', deprecated_at::date),
+       format('CALL enc_rotate_all(%L); SELECT * FROM enc_verify_version_unused(%1$L, %2$s); SELECT enc_destroy_key_version(%1$L, %2$s);',
+              name, version)
+  FROM @extschema@.enc_key_versions
+ WHERE state = 'deprecated' AND deprecated_at < now() - interval '90 days'
+UNION ALL
+SELECT 'grant_to_public', CASE privilege WHEN 'decrypt' THEN 'high' ELSE 'medium' END,
+       format('key "%s"', name), format('every role has privilege "%s"', privilege),
+       format('SELECT enc_revoke(%L, ''public'', %L);', name, privilege)
+  FROM @extschema@.enc_key_grants WHERE grantee = 'public'
+UNION ALL
+SELECT 'catalog_readable', 'low', c.oid::regclass::text,
+       format('%s may read the table of the key catalog', grantee.name),
+       format('REVOKE SELECT ON %s FROM %s;', c.oid::regclass, grantee.name)
+  FROM pg_class c
+ CROSS JOIN LATERAL aclexplode(c.relacl) a
+ CROSS JOIN LATERAL (SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END) grantee (name)
+ WHERE c.relnamespace = 'encryption'::regnamespace AND c.relkind = 'r' AND a.privilege_type = 'SELECT'
+   AND c.relname IN ('key', 'key_version', 'key_grant', 'keyspace', 'key_event', 'event_chain')
+   AND a.grantee <> c.relowner
+UNION ALL
+SELECT 'catalog_readable', 'low', member.rolname::text,
+       'a member of pg_read_all_data may read the key catalog, and the ciphertext of every table',
+       format('REVOKE pg_read_all_data FROM %I;', member.rolname)
+  FROM pg_roles member
+ WHERE NOT member.rolsuper AND member.rolname <> 'pg_read_all_data'
+   AND pg_has_role(member.oid, 'pg_read_all_data', 'MEMBER')
+UNION ALL
+SELECT 'catalog_writable', 'high', c.oid::regclass::text,
+       format('%s has %s on the table of the key catalog', grantee.name, a.privilege_type),
+       format('REVOKE %s ON %s FROM %s;', a.privilege_type, c.oid::regclass, grantee.name)
+  FROM pg_class c
+ CROSS JOIN LATERAL aclexplode(c.relacl) a
+ CROSS JOIN LATERAL (SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END) grantee (name)
+ WHERE c.relnamespace = 'encryption'::regnamespace AND c.relkind = 'r' AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
+   AND c.relname IN ('key', 'key_version', 'key_grant', 'keyspace', 'key_event', 'event_chain')
+   AND a.grantee <> c.relowner
+UNION ALL
+SELECT 'catalog_writable', 'high', member.rolname::text,
+       'a member of pg_write_all_data may change keys and grants',
+       format('REVOKE pg_write_all_data FROM %I;', member.rolname)
+  FROM pg_roles member
+ WHERE NOT member.rolsuper AND member.rolname <> 'pg_write_all_data'
+   AND pg_has_role(member.oid, 'pg_write_all_data', 'MEMBER')
+$$;
+
+-- Columns that may hold personal data and aren't encrypted, by their names; and what is stored beside
+-- encrypted columns and reveals something of them.
+CREATE FUNCTION encryption.column_findings(
+        OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+SELECT 'plaintext_column', 'medium', format('%s.%I', c.oid::regclass, a.attname),
+       format('by its name it holds personal data, and it is of type %s', format_type(a.atttypid, NULL)),
+       format('CALL enc_encrypt_column(%L, %L, ''key'', ''plan'');', c.oid::regclass, a.attname)
+  FROM pg_class c
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
+   AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'encryption'::regnamespace)
+   AND c.relpersistence <> 't'
+   AND coalesce((SELECT nullif(t.typbasetype, 0) FROM pg_type t WHERE t.oid = a.atttypid), a.atttypid) IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+   AND lower(a.attname) ~ ('(^|_)(e_?mail|phone|mobile|telephone|fax|ssn|social_security|tax_id|passport|'
+                        || 'iban|account_number|card_number|credit_card|cvv|cvc|birth|birthday|birthdate|dob|'
+                        || 'first_name|firstname|last_name|lastname|surname|full_name|fullname|maiden_name|'
+                        || 'street|address|postcode|zip|diagnosis|medical|salary|password|secret|token)'
+                        || '(_?(no|nr|number|address|date|name|line|code|[0-9]+))*$')
+UNION ALL
+-- An index on digests, or a hash index, shows how often each value occurs: of few values that is enough to
+-- tell which is which.
+SELECT DISTINCT 'index_on_few_values', 'medium', i.indexrelid::regclass::text,
+       format('it shows how often each of about %s values of column %I of %s occurs',
+              number.estimated::bigint, s.attname, i.indrelid::regclass),
+       'Drop the index, if the values can be told by their frequencies.'
+  FROM pg_index i
+  JOIN encryption.encrypted_column e ON e.table_id = i.indrelid
+  JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                  AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = e.column_number
+  JOIN pg_class c ON c.oid = i.indrelid
+  JOIN pg_stats s ON s.schemaname = c.relnamespace::regnamespace::name AND s.tablename = c.relname
+                 AND s.attname = e.column_name
+ CROSS JOIN LATERAL (SELECT CASE WHEN s.n_distinct < 0 THEN -s.n_distinct * c.reltuples ELSE s.n_distinct END) number (estimated)
+ WHERE number.estimated BETWEEN 1 AND 100 AND c.reltuples > 10 * number.estimated
+UNION ALL
+SELECT DISTINCT 'index_condition', 'medium', i.indexrelid::regclass::text,
+       format('its condition shows which rows have some values of column %I of %s', e.column_name, i.indrelid::regclass),
+       'Make the index without the condition.'
+  FROM pg_index i
+  JOIN encryption.encrypted_column e ON e.table_id = i.indrelid
+  JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                  AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = e.column_number
+ WHERE i.indpred IS NOT NULL
+   AND i.indpred::text ~ format(':varattno %s ', e.column_number)
+   AND i.indpred::text ~ ':opno'
+UNION ALL
+SELECT 'statistics_of_digests', 'low', format('%I.%I', s.schemaname, s.tablename),
+       'statistics of the index keep the most common digests and how often they occur',
+       format('ALTER INDEX %I.%I ALTER COLUMN %s SET STATISTICS 0; DELETE FROM pg_statistic WHERE starelid = %L::regclass;',
+              s.schemaname, s.tablename, a.attnum, format('%I.%I', s.schemaname, s.tablename))
+  FROM pg_stats s
+  JOIN pg_class c ON c.relname = s.tablename AND c.relnamespace::regnamespace::name = s.schemaname AND c.relkind IN ('i', 'I')
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = s.attname
+  JOIN pg_index i ON i.indexrelid = c.oid
+ WHERE s.most_common_vals IS NOT NULL AND a.atttypid = 'bytea'::regtype
+   AND i.indrelid IN (SELECT table_id FROM encryption.encrypted_column)
+$$;
+
+CREATE FUNCTION enc_security_check(
+        OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+SELECT * FROM (
+    SELECT * FROM encryption.server_findings() UNION ALL
+    SELECT * FROM encryption.log_findings() UNION ALL
+    SELECT * FROM encryption.connection_findings() UNION ALL
+    SELECT * FROM encryption.key_findings() UNION ALL
+    SELECT * FROM encryption.column_findings()) findings
+ ORDER BY array_position(ARRAY['high', 'medium', 'low'], severity), check_name, object
+$$;
+COMMENT ON FUNCTION enc_security_check() IS
+    'what could be safer: settings, files, privileges, connections, indexes, columns that are not encrypted';
+REVOKE EXECUTE ON FUNCTION enc_security_check(), encryption.log_findings(), encryption.connection_findings(),
+    encryption.key_findings(), encryption.column_findings() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION enc_security_check(), encryption.log_findings(), encryption.connection_findings(),
+    encryption.key_findings(), encryption.column_findings() TO pg_monitor;
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

@@ -175,7 +175,7 @@ pub(crate) fn role_name(role: pg_sys::Oid) -> String {
         let name = pg_sys::GetUserNameFromId(role, true);
         match name.is_null() {
             true => role.to_u32().to_string(),
-            false => std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned(),
+            false => crate::types::encoding::utf8_lossy(std::ffi::CStr::from_ptr(name)),
         }
     }
 }

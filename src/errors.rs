@@ -111,6 +111,9 @@ pub(crate) enum Error {
     KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
     KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
 
+    // Verification.
+    NothingToVerify { table: String, column: Option<String> },
+
     // The extension itself.
     CatalogDamaged { what: String },
     RandomUnavailable,
@@ -165,6 +168,11 @@ impl Error {
             detail: optional(detail),
             hint: optional(hint),
         }
+    }
+
+    /// Its SQLSTATE.
+    pub(crate) fn sqlstate(&self) -> &'static str {
+        self.describe().sqlstate
     }
 
     /// The error as a `WARNING`'s text, where a statement goes on in spite of it.
@@ -254,6 +262,7 @@ impl Error {
             Self::ProofNeedsOwnTransaction
             | Self::KeyVersionMayBeUsed { .. }
             | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
+            Self::NothingToVerify { .. } => self.describe_verification(),
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
@@ -748,6 +757,22 @@ impl Error {
         }
     }
 
+    fn describe_verification(&self) -> Description {
+        const COLUMNS: &str = "The columns that hold encrypted values are listed in the view encryption.encrypted_column.";
+        match self {
+            Self::NothingToVerify { table, column: Some(column) } => Description::new(
+                "KE130",
+                format!("table {table} stores no encrypted values in a column \"{column}\""),
+            )
+            .hint(COLUMNS),
+            Self::NothingToVerify { table, column: None } => {
+                Description::new("KE130", format!("table {table} stores no encrypted values"))
+                    .hint(COLUMNS)
+            }
+            _ => unreachable_description(),
+        }
+    }
+
     fn describe_server(&self) -> Description {
         match self {
             Self::ProviderNotConfigured => {
@@ -929,10 +954,27 @@ impl Error {
         )
     }
 
+    /// Whether the fault is in the state of the version that a value is under, or in what its provider has
+    /// in the version's place.
+    pub(crate) fn is_of_version(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyVersionPending { .. }
+                | Self::KeyVersionDisabled { .. }
+                | Self::KeyCheckValueWrong { .. }
+        )
+    }
+
     /// A key that a value or a column names by id and the catalog doesn't have.
     pub(crate) fn unknown_id(id: KeyId) -> Self {
         Self::KeyUnknown { key: id.to_string() }
     }
+}
+
+/// Whether an SQLSTATE, as PostgreSQL encodes it, is of this extension's class. Its messages name no value.
+pub(crate) fn is_own_sqlstate(sqlstate: c_int) -> bool {
+    const CLASS: c_int = encode_sqlstate("KE");
+    sqlstate & 0xfff == CLASS
 }
 
 /// `MAKE_SQLSTATE` of `src/include/utils/elog.h`: six bits a character.

@@ -105,9 +105,10 @@ fn ereport(error: Raised) -> ! {
     unreachable!("errfinish does not return from an ERROR")
 }
 
-/// `ereport(LOG, …)` to the server log alone, without the statement, which may have plaintext in it.
+/// `ereport(LOG, …)` to the server log alone, without the statement and the context, which may have
+/// plaintext in them.
 pub(crate) fn server_log(line: &str) {
-    use elog::{AS_IS, errfinish, errhidestmt, errmsg_internal, errstart};
+    use elog::{AS_IS, errfinish, errhidecontext, errhidestmt, errmsg_internal, errstart};
 
     let line = CString::new(line.replace('\0', " ")).unwrap_or_default();
     // SAFETY: the string is NUL-terminated and outlives the call; a message of this level is written
@@ -116,8 +117,50 @@ pub(crate) fn server_log(line: &str) {
         if errstart(pg_sys::LOG_SERVER_ONLY as c_int, std::ptr::null()) {
             errmsg_internal(AS_IS, line.as_ptr());
             errhidestmt(true);
+            errhidecontext(true);
             errfinish(c"encryption_ext".as_ptr(), 0, std::ptr::null());
         }
+    }
+}
+
+/// The texts of a message: NUL-terminated, or null but for the first.
+pub(crate) struct LogMessage {
+    pub(crate) sqlstate: c_int,
+    pub(crate) text: *const c_char,
+    pub(crate) detail: *const c_char,
+    pub(crate) hint: *const c_char,
+    pub(crate) context: *const c_char,
+}
+
+/// Writes a message to the server log alone, as it is, while another one is being reported; unless the log
+/// takes none of this level.
+///
+/// # Safety
+///
+/// The texts are valid. An error passes over the caller's frame.
+pub(crate) unsafe fn raw_server_log(message: &LogMessage) {
+    use elog::{
+        AS_IS, errcode, errcontext_msg, errdetail_internal, errfinish, errhint, errmsg_internal,
+        errstart,
+    };
+
+    // SAFETY: the caller's promise; a message of this level is written and returns.
+    unsafe {
+        if !errstart(pg_sys::LOG_SERVER_ONLY as c_int, std::ptr::null()) {
+            return;
+        }
+        errcode(message.sqlstate);
+        errmsg_internal(AS_IS, message.text);
+        if !message.detail.is_null() {
+            errdetail_internal(AS_IS, message.detail);
+        }
+        if !message.hint.is_null() {
+            errhint(AS_IS, message.hint);
+        }
+        if !message.context.is_null() {
+            errcontext_msg(AS_IS, message.context);
+        }
+        errfinish(c"encryption_ext".as_ptr(), 0, std::ptr::null());
     }
 }
 
@@ -135,6 +178,8 @@ mod elog {
         pub(super) fn errmsg_internal(format: *const c_char, ...) -> c_int;
         pub(super) fn errdetail_internal(format: *const c_char, ...) -> c_int;
         pub(super) fn errhint(format: *const c_char, ...) -> c_int;
+        pub(super) fn errcontext_msg(format: *const c_char, ...) -> c_int;
+        pub(super) fn errhidecontext(hide: bool) -> c_int;
         pub(super) fn errhidestmt(hide: bool) -> c_int;
         pub(super) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     }

@@ -25,11 +25,12 @@ use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
 use crate::access::{self, Authority, Held};
+use crate::audit::{Purpose, Usage};
 use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
-use crate::{pg, restored, session, settings};
+use crate::{log_redaction, pg, restored, session, settings};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -49,6 +50,7 @@ struct Backend {
     nonces: NonceSource,
     providers: Providers,
     refresher: Refresher,
+    usage: Usage,
     /// Whether it was seen that the catalog is not that of a restored backup, or the user told.
     knows_if_restored: bool,
     /// When the log was last told that a key is used past its time to live.
@@ -142,6 +144,7 @@ pub(crate) fn encrypting<T>(
     body: impl FnOnce(Encrypting<'_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     with_backend(|backend| {
+        backend.value_is_used();
         let key = backend.authorized(key_id, Some(Privilege::Encrypt))?;
         let is_masked = backend.last.as_ref().is_some_and(|last| last.held.is_masked());
         let version = key
@@ -158,7 +161,9 @@ pub(crate) fn encrypting<T>(
             .map_err(|_| Error::RandomUnavailable)?;
         let cipher = backend.cipher(&cached, nonce.salt())?;
         let mask = is_masked.then_some(&key.mask);
-        body(Encrypting { name: &cached.name, version, nonce, mask, cipher })
+        let result = body(Encrypting { name: &cached.name, version, nonce, mask, cipher })?;
+        backend.usage.count(key_id, version, &key, Purpose::Encrypted);
+        Ok(result)
     })
 }
 
@@ -177,9 +182,12 @@ pub(crate) fn decrypting<T>(
     body: impl FnOnce(&KeyName, &ValueCipher) -> Result<T, Error>,
 ) -> Result<T, Error> {
     with_backend(|backend| {
+        backend.value_is_used();
         let key = backend.authorized(key_id, privilege)?;
         let cached = backend.opened(&key, version)?;
-        body(&cached.name, backend.cipher(&cached, salt)?)
+        let result = body(&cached.name, backend.cipher(&cached, salt)?)?;
+        backend.usage.count(key_id, version, &key, Purpose::of(privilege));
+        Ok(result)
     })
 }
 
@@ -330,6 +338,18 @@ pub(crate) fn with_cache<T>(
     with_backend(|backend| body(&mut backend.cache))
 }
 
+/// Calls `body` with what the audit has counted, unless this process has counted nothing yet.
+pub(crate) fn with_usage(body: impl FnOnce(&mut Usage)) {
+    BACKEND.with(|backend| {
+        if let Ok(mut backend) = backend.try_borrow_mut()
+            && let Some(backend) = backend.as_mut()
+            && backend.process_id == session::process_id()
+        {
+            body(&mut backend.usage);
+        }
+    });
+}
+
 /// Drops every key and everything derived from keys, and has the next use read the catalog and
 /// ask the providers again.
 pub(crate) fn flush() {
@@ -362,6 +382,7 @@ impl Backend {
             nonces: NonceSource::new(),
             providers: Providers::default(),
             refresher: Refresher::new(),
+            usage: Usage::default(),
             knows_if_restored: false,
             told_of_use_past_time: OncePerMinute::default(),
             told_of_refresh: OncePerMinute::default(),
@@ -394,6 +415,15 @@ impl Backend {
         }
     }
 
+    /// Takes notice of a value that is about to be encrypted or decrypted.
+    fn value_is_used(&mut self) {
+        let statement = pg::statement_start();
+        if statement != self.usage.statement() {
+            self.usage.begin(statement);
+        }
+        log_redaction::value_used(statement);
+    }
+
     /// The key with this id, if the current user has `privilege`, if any, on it.
     fn authorized(
         &mut self,
@@ -402,17 +432,20 @@ impl Backend {
     ) -> Result<Rc<Key>, Error> {
         self.begin_statement();
         let authority = Authority::now();
-        if let Some(last) = self.last.as_ref().filter(|last| last.is(key_id, authority)) {
-            if let Some(privilege) = privilege {
-                last.held.check(&last.key, privilege)?;
+        let (key, held) = match self.last.as_ref().filter(|last| last.is(key_id, authority)) {
+            Some(last) => (Rc::clone(&last.key), last.held),
+            None => {
+                let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
+                let held = self.access.held(pg::current_user(), &key);
+                self.last = Some(Authorized { key: Rc::clone(&key), held, authority });
+                (key, held)
             }
-            return Ok(Rc::clone(&last.key));
-        }
-        let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
-        let held = self.access.held(pg::current_user(), &key);
-        self.last = Some(Authorized { key: Rc::clone(&key), held, authority });
-        if let Some(privilege) = privilege {
-            held.check(&key, privilege)?;
+        };
+        if let Some(privilege) = privilege
+            && let Err(error) = held.check(&key, privilege)
+        {
+            self.usage.denied(&key, privilege, error.sqlstate());
+            return Err(error);
         }
         Ok(key)
     }

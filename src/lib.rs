@@ -5,6 +5,7 @@
 //! providers that they come from in the crate `keyring`.
 
 mod access;
+mod audit;
 mod catalog;
 mod ddl;
 mod edges;
@@ -13,6 +14,7 @@ mod fmgr;
 mod functions;
 mod jobs;
 mod keys;
+mod log_redaction;
 mod mask;
 mod migration;
 mod operators;
@@ -23,6 +25,7 @@ mod rights;
 mod rotation;
 mod session;
 mod settings;
+mod statement;
 mod types;
 mod value;
 mod varlena;
@@ -47,6 +50,9 @@ extern "C-unwind" fn _PG_init() {
             catalog::log::register();
             session::register();
             ddl::register();
+            audit::register();
+            log_redaction::register();
+            statement::register();
             operators::register();
             Ok(())
         });

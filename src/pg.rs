@@ -18,6 +18,36 @@ mod raw {
         pub(super) fn HistoricSnapshotActive() -> bool;
         pub(super) fn IsLogicalWorker() -> bool;
         pub(super) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+        #[cfg(not(feature = "pg18"))]
+        pub(super) fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: pg_sys::uint64,
+            execute_once: bool,
+        );
+        #[cfg(feature = "pg18")]
+        pub(super) fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: pg_sys::uint64,
+        );
+        pub(super) fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
+        pub(super) fn standard_ExecutorEnd(query: *mut pg_sys::QueryDesc);
+        pub(super) fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            is_read_only: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+        pub(super) fn UtilityReturnsTuples(command: *mut pg_sys::Node) -> bool;
+        #[cfg(not(feature = "pg18"))]
+        pub(super) fn pgstat_get_my_query_id() -> u64;
+        #[cfg(feature = "pg18")]
+        pub(super) fn pgstat_get_my_query_id() -> i64;
         #[cfg_attr(
             any(feature = "pg16", feature = "pg17", feature = "pg18"),
             link_name = "planstate_tree_walker_impl"
@@ -28,16 +58,6 @@ mod raw {
             context: *mut c_void,
         ) -> bool;
         pub(super) fn GetCurrentTransactionNestLevel() -> c_int;
-        pub(super) fn standard_ProcessUtility(
-            statement: *mut pg_sys::PlannedStmt,
-            text: *const c_char,
-            read_only_tree: bool,
-            context: pg_sys::ProcessUtilityContext::Type,
-            parameters: pg_sys::ParamListInfo,
-            environment: *mut pg_sys::QueryEnvironment,
-            destination: *mut pg_sys::DestReceiver,
-            completion: *mut pg_sys::QueryCompletion,
-        );
         pub(super) fn hash_bytes(bytes: *const u8, len: c_int) -> u32;
         pub(super) fn hash_bytes_extended(bytes: *const u8, len: c_int, seed: u64) -> u64;
     }
@@ -52,6 +72,21 @@ pub(crate) fn statement_start() -> pg_sys::TimestampTz {
     unsafe {
         raw::GetCurrentStatementStartTimestamp().max(raw::GetCurrentTransactionStartTimestamp())
     }
+}
+
+/// When the client's message was received that is worked on.
+pub(crate) fn message_received() -> pg_sys::TimestampTz {
+    // SAFETY: returns a static variable (src/backend/access/transam/xact.c).
+    unsafe { raw::GetCurrentStatementStartTimestamp() }
+}
+
+/// The id of the client's query, as `pg_stat_statements` has it; `None` where none is computed.
+pub(crate) fn query_id() -> Option<i64> {
+    // SAFETY: reads this backend's own entry (src/backend/utils/activity/backend_status.c).
+    let id = unsafe { raw::pgstat_get_my_query_id() };
+    #[cfg(not(feature = "pg18"))]
+    let id = id.cast_signed();
+    (id != 0).then_some(id)
 }
 
 /// The encoding of the database.
@@ -142,15 +177,67 @@ pub(crate) fn subtransaction_depth() -> c_int {
     unsafe { raw::GetCurrentTransactionNestLevel() }
 }
 
-/// What PostgreSQL does with a utility statement without a hook.
+/// What PostgreSQL does to run a query without a hook.
 ///
 /// # Safety
 ///
 /// As PostgreSQL calls the hook. An error passes over the caller's frame.
+#[cfg(not(feature = "pg18"))]
+pub(crate) unsafe fn standard_executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: pg_sys::uint64,
+    execute_once: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) }
+}
+
+/// What PostgreSQL does to run a query without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+#[cfg(feature = "pg18")]
+pub(crate) unsafe fn standard_executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: pg_sys::uint64,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorRun(query, direction, count) }
+}
+
+/// What PostgreSQL does after a query's last row without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+pub(crate) unsafe fn standard_executor_finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorFinish(query) }
+}
+
+/// What PostgreSQL does at a query's end without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+pub(crate) unsafe fn standard_executor_end(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::standard_ExecutorEnd(query) }
+}
+
+/// What PostgreSQL does to execute a command without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+#[expect(clippy::too_many_arguments, reason = "PostgreSQL's function has them")]
 pub(crate) unsafe extern "C-unwind" fn standard_process_utility(
     statement: *mut pg_sys::PlannedStmt,
     text: *const c_char,
-    read_only_tree: bool,
+    is_read_only: bool,
     context: pg_sys::ProcessUtilityContext::Type,
     parameters: pg_sys::ParamListInfo,
     environment: *mut pg_sys::QueryEnvironment,
@@ -162,7 +249,7 @@ pub(crate) unsafe extern "C-unwind" fn standard_process_utility(
         raw::standard_ProcessUtility(
             statement,
             text,
-            read_only_tree,
+            is_read_only,
             context,
             parameters,
             environment,
@@ -170,4 +257,14 @@ pub(crate) unsafe extern "C-unwind" fn standard_process_utility(
             completion,
         );
     }
+}
+
+/// Whether a command returns rows.
+///
+/// # Safety
+///
+/// `command` is the parse tree of a command. An error passes over the caller's frame.
+pub(crate) unsafe fn utility_returns_tuples(command: *mut pg_sys::Node) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { raw::UtilityReturnsTuples(command) }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use pgrx::pg_sys;
 
 use crate::pg;
+use crate::types::encoding;
 
 /// Whether a transaction has ended since the last call of [`is_new_transaction`], or there was none.
 static TRANSACTION_ENDED: AtomicBool = AtomicBool::new(true);
@@ -15,6 +16,59 @@ static TRANSACTION_ENDED: AtomicBool = AtomicBool::new(true);
 pub(crate) fn process_id() -> u32 {
     // SAFETY: PostgreSQL sets it at the start of each process, after fork.
     unsafe { pg_sys::MyProcPid }.cast_unsigned()
+}
+
+/// The process id of the session whose parallel worker this is, if it is one.
+pub(crate) fn leader_process_id() -> Option<i32> {
+    // SAFETY: this backend's own entry, which has been there since its start, and its leader's, which
+    // outlives its workers.
+    unsafe {
+        let own = pg_sys::MyProc.as_ref()?;
+        let leader = own.lockGroupLeader.as_ref()?;
+        (leader.pid != own.pid).then_some(leader.pid)
+    }
+}
+
+/// The name that the client has given itself, in ASCII.
+pub(crate) fn application_name() -> String {
+    // SAFETY: a setting, which is a NUL-terminated string or null.
+    unsafe {
+        match pg_sys::application_name.is_null() {
+            true => String::new(),
+            false => CStr::from_ptr(pg_sys::application_name).to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// The role that the session has logged in as, or that a superuser has changed it to since.
+pub(crate) fn session_user() -> pg_sys::Oid {
+    // SAFETY: returns a variable of this backend's.
+    unsafe { pg_sys::GetSessionUserId() }
+}
+
+/// The name of this database.
+pub(crate) fn database_name() -> String {
+    // SAFETY: a look-up in a system cache; the name is NUL-terminated, or a null pointer.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        match name.is_null() {
+            true => pg_sys::MyDatabaseId.to_u32().to_string(),
+            false => encoding::utf8_lossy(CStr::from_ptr(name)),
+        }
+    }
+}
+
+/// The client's address; none if it is on this machine, or there is no client.
+pub(crate) fn client_address() -> Option<String> {
+    use pgrx::fcinfo::direct_function_call_as_datum;
+
+    // SAFETY: inet_client_addr takes no argument and looks at nothing else of the call; inet_out takes
+    // what it returns, and returns a NUL-terminated string.
+    unsafe {
+        let address = direct_function_call_as_datum(pg_sys::inet_client_addr, &[])?;
+        let text = direct_function_call_as_datum(pg_sys::inet_out, &[Some(address)])?;
+        Some(CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
+    }
 }
 
 /// Whether this process serves a client, and not PostgreSQL itself: it lives long enough for keys to

@@ -12,6 +12,7 @@ use keyring::configured::{Configured, ProviderKind};
 use pgrx::guc::{GucContext, GucEnum, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
+use crate::audit::Level;
 use crate::errors::Error;
 
 /// `GUC_ALLOW_IN_PARALLEL` of `src/include/utils/guc.h`, by number because older minor versions lack
@@ -64,6 +65,7 @@ pub(crate) enum Denied {
 static OUTPUT: GucSetting<Form> = GucSetting::<Form>::new(Form::Plain);
 static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plain);
 static ON_DENIED: GucSetting<Denied> = GucSetting::<Denied>::new(Denied::Error);
+static AUDIT: GucSetting<Level> = GucSetting::<Level>::new(Level::Off);
 static PROVIDER: Text = Text::new(Some(c""));
 static DEFAULT_KEY: Text = Text::new(Some(c""));
 static PROVIDER_FILE: Text = Text::new(Some(c""));
@@ -556,6 +558,14 @@ pub(crate) fn define() {
         1..=1_000_000,
         GucFlags::empty(),
     );
+    GucRegistry::define_enum_guc(
+        c"encryption_ext.audit",
+        c"What the server log is told of the use of keys, as JSON.",
+        c"\"keys\": changes of keys and grants. \"denied\": denials, too. \"access\": what statements decrypt and encrypt, too.",
+        &AUDIT,
+        GucContext::Suset,
+        ALLOW_IN_PARALLEL,
+    );
     reserve_prefix();
 }
 
@@ -690,7 +700,8 @@ pub(crate) fn in_data_directory(path: &str) -> String {
     data_directory().join(path).to_string_lossy().into_owned()
 }
 
-fn data_directory() -> PathBuf {
+/// The data directory.
+pub(crate) fn data_directory() -> PathBuf {
     // SAFETY: DataDir is set before any library is loaded and never changes.
     let path = unsafe { CStr::from_ptr(pg_sys::DataDir) };
     PathBuf::from(path.to_string_lossy().into_owned())
@@ -702,6 +713,11 @@ pub(crate) fn request_limits() -> keyring::call::RequestLimits {
         connect: milliseconds(&PROVIDER_CONNECT_TIMEOUT),
         total: milliseconds(&PROVIDER_TIMEOUT),
     }
+}
+
+/// How much is audited.
+pub(crate) fn audit() -> Level {
+    AUDIT.get()
 }
 
 /// How long a fetched key may be used.

@@ -17,6 +17,7 @@ use pgrx::Uuid;
 
 use super::sql::SqlRow;
 use super::write::{Writer, as_owner, number_of, role};
+use crate::audit::{self, Change};
 use crate::errors::Error;
 use crate::keys;
 
@@ -125,6 +126,17 @@ impl Writer<'_, '_> {
         )?;
         let digest = self.seal(chain)?;
         server_log::write_at_commit(server_log::line(chain, sequence, digest.as_ref(), event));
+        let change = Change {
+            action: (*action).to_owned(),
+            key: key.cloned(),
+            old_version: *old_version,
+            new_version: *new_version,
+            detail: detail.map(str::to_owned),
+            caller,
+        };
+        if let Some([if_committed, if_prepared]) = audit::lines_of_change(&change) {
+            server_log::write_at_commit(server_log::Line { if_committed, if_prepared });
+        }
         Ok(())
     }
 

@@ -47,6 +47,31 @@ sql_function! {
     }
 }
 
+/// Whether a relation that a command names has columns that hold encrypted values; not if there is none,
+/// or this database hasn't got the extension.
+///
+/// # Errors
+///
+/// None; PostgreSQL raises one if the relation may not be looked up.
+pub(crate) fn holds_encrypted(named: *const pg_sys::RangeVar) -> Result<bool, Error> {
+    let Ok(extension) = Extension::find() else { return Ok(false) };
+    if named.is_null() {
+        return Ok(false);
+    }
+    // SAFETY: the command names it. No lock is needed: the command will take its own, and a column
+    // that is added meanwhile holds nothing yet that this command could quote before it is taken in.
+    let oid = unsafe {
+        pg_sys::RangeVarGetRelidExtended(
+            named,
+            pg_sys::NoLock as pg_sys::LOCKMODE,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            std::ptr::null_mut(),
+        )
+    };
+    Ok(oid != pg_sys::InvalidOid && Contents::new(extension).relation_holds(oid))
+}
+
 /// The event that a call is for.
 fn event(call: &Call) -> Result<pg_sys::EventTriggerData, Error> {
     // SAFETY: the context of the call, if any, is a node, and what its tag says.

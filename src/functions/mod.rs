@@ -9,6 +9,7 @@ mod log;
 mod providers;
 mod reconcile;
 pub(crate) mod rows;
+mod security_check;
 mod statistics;
 mod values;
 

@@ -42,7 +42,7 @@ sql_function! {
 }
 
 /// The provider of new versions, and those of the versions that there are.
-fn providers_in_use() -> Result<BTreeSet<String>, Error> {
+pub(super) fn providers_in_use() -> Result<BTreeSet<String>, Error> {
     let mut names = BTreeSet::new();
     for key in all_keys()? {
         names.extend(usable(&key).map(|version| version.provider.clone()));

@@ -1,11 +1,13 @@
-//! What a value's header says, without opening the value.
+//! What a value's header says, without opening the value; and values that perhaps can't be opened.
 
 use envelope::{HEADER_LEN, Header};
 use pgrx::pg_sys;
 
+use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::keys;
+use crate::types::{EncryptedBytea, EncryptedText, EncryptedType, parse};
 use crate::varlena::{Varlena, text_datum};
 
 sql_function! {
@@ -23,6 +25,32 @@ sql_function! {
             Some(key) => text_datum(key.name.as_str().as_bytes()),
             None => Ok(call.null()),
         }
+    }
+}
+
+sql_function! {
+    /// `enc_try_decrypt(encrypted_text) RETURNS text`
+    fn encrypted_text_try_decrypt(call) {
+        try_decrypt::<EncryptedText>(call)
+    }
+}
+
+sql_function! {
+    /// `enc_try_decrypt(encrypted_bytea) RETURNS bytea`
+    fn encrypted_bytea_try_decrypt(call) {
+        try_decrypt::<EncryptedBytea>(call)
+    }
+}
+
+/// The plaintext of a function's first argument; null if the fault is in the value, so that nothing will
+/// open it the next time either.
+fn try_decrypt<T: EncryptedType>(call: &mut Call) -> Result<pg_sys::Datum, Error> {
+    let decrypted =
+        parse(call.varlena(0)).and_then(|sealed| T::decrypt(&sealed, Some(Privilege::Decrypt)));
+    match decrypted {
+        Ok(plaintext) => Ok(plaintext.datum()),
+        Err(error) if error.is_of_value() => Ok(call.null()),
+        Err(error) => Err(error),
     }
 }
 

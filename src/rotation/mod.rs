@@ -6,4 +6,5 @@ mod nested;
 mod proof;
 mod target;
 mod values;
+mod verify;
 mod worker;

@@ -143,7 +143,8 @@ fn header(value: pg_sys::Datum) -> Result<Header, Error> {
     Ok(Header::parse(prefix.bytes())?)
 }
 
-fn visit(
+/// Calls `each` with every encrypted value inside of a function's first argument.
+pub(super) fn visit(
     call: &Call,
     each: &mut dyn FnMut(Base, pg_sys::Datum) -> Result<(), Error>,
 ) -> Result<(), Error> {

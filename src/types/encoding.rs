@@ -107,6 +107,11 @@ pub(crate) fn utf8_string(text: &[u8]) -> Result<String, Error> {
         .ok_or_else(|| Error::InputNotInEncoding { encoding: database_encoding_name() })
 }
 
+/// A name in the database's encoding, for a message: what has no UTF-8 form is replaced.
+pub(crate) fn utf8_lossy(name: &CStr) -> String {
+    utf8_string(name.to_bytes()).unwrap_or_else(|_| name.to_string_lossy().into_owned())
+}
+
 fn database_encoding_name() -> String {
     // SAFETY: returns a pointer to a constant.
     unsafe { CStr::from_ptr(pg_sys::GetDatabaseEncodingName()) }.to_string_lossy().into_owned()

@@ -13,17 +13,19 @@ use crate::fmgr::server_log;
 
 thread_local! {
     /// What this transaction will have done when it commits, with the subtransactions that did it.
-    static LINES: RefCell<Vec<(pg_sys::SubTransactionId, String)>> =
+    static LINES: RefCell<Vec<(pg_sys::SubTransactionId, Line)>> =
         const { RefCell::new(Vec::new()) };
 }
 
+/// What the server log is told.
+pub(super) struct Line {
+    pub(super) if_committed: String,
+    /// Whether it will be committed is another session's to say.
+    pub(super) if_prepared: String,
+}
+
 /// What the server log says about an entry. The reason is left out: it is anybody's text.
-pub(super) fn line(
-    chain: Uuid,
-    sequence: i64,
-    digest: Option<&Digest>,
-    event: &Event<'_>,
-) -> String {
+pub(super) fn line(chain: Uuid, sequence: i64, digest: Option<&Digest>, event: &Event<'_>) -> Line {
     let mut line = format!("lifecycle log of keys: chain {chain}, entry {sequence}, ");
     // Writing to a String can't fail.
     let _ = match digest {
@@ -38,11 +40,11 @@ pub(super) fn line(
             let _ = write!(line, ", {label} version {version}");
         }
     }
-    line
+    Line { if_prepared: format!("{line} (prepared)"), if_committed: line }
 }
 
 /// Has the server log say so when the transaction commits.
-pub(super) fn write_at_commit(line: String) {
+pub(super) fn write_at_commit(line: Line) {
     // SAFETY: a transaction is in progress, since the entry has just been written.
     let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
     LINES.with_borrow_mut(|lines| lines.push((subtransaction, line)));
@@ -63,15 +65,15 @@ unsafe extern "C-unwind" fn transaction_event(
 ) {
     use pg_sys::XactEvent as Event;
 
-    let ending = match event {
-        Event::XACT_EVENT_COMMIT => "",
-        // Whether it will be committed is another session's to say.
-        Event::XACT_EVENT_PREPARE => " (prepared)",
-        Event::XACT_EVENT_ABORT => return LINES.with_borrow_mut(Vec::clear),
-        _ => return,
-    };
-    for (_, line) in LINES.take() {
-        server_log(&format!("{line}{ending}"));
+    match event {
+        Event::XACT_EVENT_COMMIT => {
+            LINES.take().iter().for_each(|(_, line)| server_log(&line.if_committed));
+        }
+        Event::XACT_EVENT_PREPARE => {
+            LINES.take().iter().for_each(|(_, line)| server_log(&line.if_prepared));
+        }
+        Event::XACT_EVENT_ABORT => LINES.with_borrow_mut(Vec::clear),
+        _ => (),
     }
 }
 
