@@ -9,7 +9,7 @@ use std::rc::Rc;
 use envelope::KeyId;
 
 use crate::catalog::{Key, Privilege};
-use crate::ddl::default_text;
+use crate::ddl::{self, default_text};
 use crate::errors::Error;
 use crate::settings::{Denied, Form, Input};
 use crate::{access, keys, pg, session, settings};
@@ -21,7 +21,7 @@ pub(crate) fn shows_armor() -> bool {
         || session::is_logical_worker()
         || session::is_upgrading()
         || default_text::is_written()
-        || (is_asked_for_armor() && !session::has_lent_rights())
+        || (is_asked_for_armor() && !session::has_lent_rights() && !ddl::is_altering())
 }
 
 /// Whether values are shown as if they were all the same. In the new cluster of `pg_upgrade` the only
@@ -34,7 +34,8 @@ pub(crate) fn shows_stand_ins() -> bool {
 }
 
 /// Anyone may set these. So they count only where the code that runs is the session's own: a SECURITY
-/// DEFINER function that looks at a value shall see what its owner expects.
+/// DEFINER function that looks at a value shall see what its owner expects. Nor where PostgreSQL reads
+/// again what it prints.
 fn is_asked_for_armor() -> bool {
     settings::output() == Form::Armor || session::is_named_pg_dump() || session::is_like_pg_dump()
 }

@@ -81,6 +81,7 @@ pub(crate) enum Error {
     ProviderNotConfigured,
     ProviderUnknown { name: String },
     SettingInvalid { setting: &'static str, why: String },
+    SettingInOptions { setting: String },
 
     // Jobs.
     JobUnknown { job: i64 },
@@ -266,6 +267,7 @@ impl Error {
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
+            | Self::SettingInOptions { .. }
             | Self::CatalogDamaged { .. }
             | Self::RandomUnavailable
             | Self::Internal { .. } => self.describe_server(),
@@ -798,6 +800,13 @@ impl Error {
                 Description::new("KE061", format!("invalid setting {setting}: {why}"))
                     .hint("See docs/reference.md for the settings.")
             }
+            Self::SettingInOptions { setting } => Description::new(
+                "KE111",
+                format!(
+                    "permission denied to set parameter \"{setting}\" in the connection's options"
+                ),
+            )
+            .hint("Leave it out of the options: it is for superusers."),
             Self::CatalogDamaged { what } => {
                 Description::new("KE090", format!("key catalog is damaged: {what}")).hint(
                     "Compare the tables of schema \"encryption\" with a backup. They are changed \

@@ -45,7 +45,7 @@ extern "C-unwind" fn _PG_init() {
     // SAFETY: PostgreSQL calls, and this frame holds nothing with a destructor.
     unsafe {
         fmgr::run_callback(|| {
-            settings::define();
+            settings::define()?;
             catalog::invalidation::register();
             catalog::log::register();
             session::register();

@@ -40,7 +40,12 @@ pub(crate) fn register() {
 ///
 /// If such a command runs.
 pub(crate) fn refuse_substitute(key_id: KeyId) -> Result<(), Error> {
-    if RUNNING.with_borrow(Vec::is_empty) { Ok(()) } else { Err(substitute_in(key_id)) }
+    if is_altering() { Err(substitute_in(key_id)) } else { Ok(()) }
+}
+
+/// Whether such a command runs.
+pub(crate) fn is_altering() -> bool {
+    RUNNING.with_borrow(|running| !running.is_empty())
 }
 
 /// Refuses to alter a relation whose values the current user is shown masks of, or armor in their

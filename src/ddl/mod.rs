@@ -22,7 +22,7 @@ use pgrx::pg_sys;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::session;
-pub(crate) use altering::{refuse_substitute, register};
+pub(crate) use altering::{is_altering, refuse_substitute, register};
 use contents::{Contents, Extension};
 use queries::Reported;
 
