@@ -173,9 +173,13 @@ impl Catalog {
             Some(present) if present.check_value != version.check_value => {
                 let name = self.names.get(&id).map_or_else(|| id.to_string(), ToString::to_string);
                 Err(Error::new(format!(
-                    "version {number} of key \"{name}\" is another key in the dump than in --keys"
+                    "the catalogs of keys of two databases don't go together: version {number} of key \
+                     \"{name}\" is another key in each"
                 ))
-                .with_hint("The two are of different databases. Leave out --keys, or give the one that belongs to the dump."))
+                .with_hint(
+                    "Give --keys with the catalog of the database that the input is from, and of no other. A \
+                     dump that is given as a file needs no --keys.",
+                ))
             }
             Some(_) => Ok(()),
             None => {

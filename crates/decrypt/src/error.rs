@@ -34,6 +34,16 @@ impl Error {
         }
     }
 
+    /// The same error with one more hint.
+    pub fn and_hint(self, more: &str) -> Self {
+        match self {
+            Self::Failed { message, hint: Some(hint) } => {
+                Self::Failed { message, hint: Some(format!("{hint} {more}")) }
+            }
+            other => other.with_hint(more),
+        }
+    }
+
     /// The same error, with the place where it happened in front.
     pub fn at(self, place: impl fmt::Display) -> Self {
         match self {

@@ -33,6 +33,8 @@ pub struct Keys {
     /// The provider of all versions, whatever the catalog says.
     provider: Option<String>,
     providers: Providers,
+    /// Whether the catalog may come later than what needs it.
+    catalog_follows: bool,
     /// What providers have of keys that no catalog tells of.
     discovered: HashMap<KeyName, HashMap<KeyVersion, DataKey>>,
 }
@@ -70,6 +72,7 @@ impl Keys {
             keyring,
             provider,
             providers,
+            catalog_follows: false,
             discovered: HashMap::new(),
         })
     }
@@ -91,6 +94,11 @@ impl Keys {
     /// Goes back to the first database.
     pub fn rewind(&mut self) {
         self.database = 0;
+    }
+
+    /// The input is a pipe, in which the catalog may come later than what needs it.
+    pub fn catalog_follows(&mut self) {
+        self.catalog_follows = true;
     }
 
     /// A name that a key may have.
@@ -118,6 +126,10 @@ impl Keys {
             }
         }
         match keys.is_empty() {
+            true if self.catalog_follows => Err(failure.and_hint(
+                "The dump comes through a pipe, in which its catalog of keys may follow only later: give it \
+                 as a file, or the catalog with --keys.",
+            )),
             true => Err(failure),
             false => Ok(keys),
         }

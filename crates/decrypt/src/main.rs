@@ -143,26 +143,11 @@ fn decrypt_dump(command: &DumpCommand) -> Result<u64, Error> {
     let mut values = Values::new(keys, keeps_going(&command.output));
     let output = output(&command.output)?;
     let learns = learns && file.is_none();
-    Decryption::new(&mut values, output, command.without_extension, learns)
-        .run(input)
-        .map_err(|error| explain_pipes(error, learns))?;
-    report(&mut values, &command.output)
-}
-
-/// A dump that comes through a pipe has its catalog later than values may need it.
-fn explain_pipes(error: Error, learns: bool) -> Error {
-    match error {
-        Error::Failed { message, hint } if learns => Error::Failed {
-            message,
-            hint: Some(format!(
-                "{}{}The dump comes through a pipe, in which its catalog of keys may follow only later: give \
-                 it as a file, or the catalog with --keys.",
-                hint.as_deref().unwrap_or_default(),
-                if hint.is_some() { " " } else { "" }
-            )),
-        },
-        other => other,
+    if learns {
+        values.keys().catalog_follows();
     }
+    Decryption::new(&mut values, output, command.without_extension, learns).run(input)?;
+    report(&mut values, &command.output)
 }
 
 fn is_file(path: &Path) -> bool {

@@ -235,9 +235,16 @@ fn is_of_extension(words: &Words<'_>) -> bool {
         || (words.are(0, &[b"alter", b"extension"]) && names(2))
         || (words.are(0, &[b"insert", b"into"]) && of_catalog(2))
         || (words.is(0, b"copy") && of_catalog(1))
-        // ALTER DATABASE … SET encryption_ext.provider TO …
+        // ALTER DATABASE … SET "encryption_ext.provider" TO …
         || (words.is(0, b"alter")
-            && (2..words.len()).any(|at| words.is(at, b"set") && names(at + 1) && words.is(at + 2, b".")))
+            && (2..words.len()).any(|at| words.is(at, b"set") && is_setting(words, at + 1)))
+}
+
+fn is_setting(words: &Words<'_>, at: usize) -> bool {
+    words.name(at).is_some_and(|name| {
+        name.starts_with(b"encryption_ext.")
+            || (name == b"encryption_ext" && words.is(at + 1, b"."))
+    })
 }
 
 /// Whether nothing but itself is lost when the statement is left out.
@@ -397,6 +404,7 @@ mod tests {
             "GRANT ALL ON FUNCTION public.enc_create_key(name text) TO admin;",
             "GRANT SELECT ON TABLE encryption.key TO PUBLIC;",
             "ALTER DATABASE d SET encryption_ext.provider TO 'file';",
+            "ALTER DATABASE d SET \"encryption_ext.provider\" TO 'file';",
         ] {
             assert_eq!(rewritten(&mut schema, sql), (None, None), "{sql}");
         }

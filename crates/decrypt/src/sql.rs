@@ -330,9 +330,9 @@ impl StatementEnd {
         if !is_routine || self.parentheses > 0 {
             return;
         }
-        if word.eq_ignore_ascii_case(b"begin") {
-            self.begins += 1;
-        } else if word.eq_ignore_ascii_case(b"case") && self.begins > 0 {
+        if word.eq_ignore_ascii_case(b"begin")
+            || (word.eq_ignore_ascii_case(b"case") && self.begins > 0)
+        {
             self.begins += 1;
         } else if word.eq_ignore_ascii_case(b"end") {
             self.begins = self.begins.saturating_sub(1);
