@@ -980,10 +980,12 @@ impl Error {
     }
 }
 
-/// Whether an SQLSTATE, as PostgreSQL encodes it, is of this extension's class. Its messages name no value.
-pub(crate) fn is_own_sqlstate(sqlstate: c_int) -> bool {
-    const CLASS: c_int = encode_sqlstate("KE");
-    sqlstate & 0xfff == CLASS
+/// The class of this extension's SQLSTATEs. Its messages quote no value.
+pub(crate) const OWN_CLASS: &str = "KE";
+
+/// Whether an SQLSTATE, as PostgreSQL encodes it, is of a class: its first two characters.
+pub(crate) const fn is_of_class(sqlstate: c_int, class: &str) -> bool {
+    sqlstate & 0xfff == encode_sqlstate(class)
 }
 
 /// `MAKE_SQLSTATE` of `src/include/utils/elog.h`: six bits a character.

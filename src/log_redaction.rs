@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, Ordering};
 
 use pgrx::pg_sys;
 
-use crate::errors::{Error, is_own_sqlstate};
+use crate::errors::{Error, OWN_CLASS, is_of_class};
 use crate::{ddl, fmgr, pg, statement};
 
 /// The statement in which a value was last encrypted or decrypted, by its start.
@@ -101,10 +101,13 @@ unsafe extern "C-unwind" fn emit_log(message: *mut pg_sys::ErrorData) {
     // the other is written.
     unsafe {
         let original = ORIGINAL.load(Ordering::Relaxed);
-        if original.is_null() {
-            redact(&mut *message);
-        } else {
+        // PostgreSQL's stack of messages is an array (`errordata` of src/backend/utils/error/elog.c), in
+        // which the other one comes right behind the original. One that is left from an error in an
+        // error has nothing to do with this message.
+        if !original.is_null() && message == original.add(1) {
             complete(&mut *message, &*original);
+        } else {
+            redact(&mut *message);
         }
         if let Some(previous) = PREVIOUS
             && (*message).output_to_server
@@ -128,7 +131,7 @@ impl Suspect {
             in_transaction && STATEMENT.load(Ordering::Relaxed) == pg::statement_start();
         // A deferred constraint quotes what an earlier statement has written.
         let concerns = in_statement || (in_transaction && !statement::is_executing());
-        let is_own = is_own_sqlstate(message.sqlerrcode);
+        let is_own = is_of_class(message.sqlerrcode, OWN_CLASS);
         // Those of statements that are logged as such have their parameters: who sets log_statement
         // wants them. They have no SQLSTATE.
         let is_about_data = message.sqlerrcode != 0 && !is_own;
@@ -148,11 +151,8 @@ impl Suspect {
 /// Whether PostgreSQL's own message itself quotes data: those about data do (class 22), and those about what
 /// a function has put together and executed (class 42).
 fn quotes_data(message: &pg_sys::ErrorData) -> bool {
-    let class = |characters: [u8; 2]| {
-        i32::from(characters[0] - b'0') | i32::from(characters[1] - b'0') << 6
-    };
-    let of = message.sqlerrcode & 0xfff;
-    of == class(*b"22") || (of == class(*b"42") && !message.internalquery.is_null())
+    let is_of = |class| is_of_class(message.sqlerrcode, class);
+    is_of("22") || (is_of("42") && !message.internalquery.is_null())
 }
 
 /// Writes another message to the log in place of this one, if it may have a value in it.
@@ -165,8 +165,9 @@ unsafe fn redact(message: &mut pg_sys::ErrorData) {
     if suspect.is_none() {
         return;
     }
-    // A message without an SQLSTATE, of LOG or DEBUG, has nothing but its context to be left out.
-    let is_replaced = message.sqlerrcode != 0 && message.elevel <= pg_sys::FATAL as c_int;
+    // A message without an SQLSTATE, of LOG or DEBUG, has nothing but its context to be left out; and a
+    // FATAL one is not about data.
+    let is_replaced = message.sqlerrcode != 0 && message.elevel < pg_sys::FATAL as c_int;
     message.hide_ctx |= suspect.context && !is_replaced;
     if is_replaced {
         // Should the log take no such message, it gets none.
@@ -176,7 +177,10 @@ unsafe fn redact(message: &mut pg_sys::ErrorData) {
     }
 }
 
-const NOT_LOGGED: &CStr = c"Not logged, since it may have the value of an encrypted column in it.";
+const DETAIL_NOT_LOGGED: &CStr =
+    c"Not logged, since it may have the value of an encrypted column in it.";
+const TEXT_NOT_LOGGED: &CStr =
+    c"message is not logged, since it may have the value of an encrypted column in it";
 
 /// # Safety
 ///
@@ -189,14 +193,12 @@ unsafe fn write_instead(original: &mut pg_sys::ErrorData, suspect: &Suspect) {
     };
     let text = match suspect.text {
         false => original.message.cast_const(),
-        // The format, with placeholders for what it quotes.
-        true if !original.message_id.is_null() => original.message_id,
-        true => NOT_LOGGED.as_ptr(),
+        true => format_of(original),
     };
     let detail = match (suspect.detail, original.detail_log.is_null()) {
         // Of a deadlock the client is not told the statements of others.
         (true, false) if is_deadlock(original) => original.detail,
-        (true, _) => NOT_LOGGED.as_ptr().cast_mut(),
+        (true, _) => DETAIL_NOT_LOGGED.as_ptr().cast_mut(),
         (false, false) => original.detail_log,
         (false, true) => original.detail,
     };
@@ -220,6 +222,19 @@ unsafe fn write_instead(original: &mut pg_sys::ErrorData, suspect: &Suspect) {
         pg_sys::error_context_stack = callbacks;
     }
     ORIGINAL.store(std::ptr::null_mut(), Ordering::Relaxed);
+}
+
+/// The format that a message was made of, with placeholders for what it quotes; a text in its place, if the
+/// message is not known to have been made so, as that of a parallel worker, or it is all there is.
+fn format_of(message: &pg_sys::ErrorData) -> *const c_char {
+    if message.message_id.is_null() {
+        return TEXT_NOT_LOGGED.as_ptr();
+    }
+    // SAFETY: a NUL-terminated string.
+    match unsafe { CStr::from_ptr(message.message_id) }.to_bytes() {
+        b"%s" => TEXT_NOT_LOGGED.as_ptr(),
+        _ => message.message_id,
+    }
 }
 
 /// Gives the other message what is no text of the original: its severity, its place, whether the

@@ -98,6 +98,10 @@ fn messages_about_data_do_not_quote_encrypted_values() {
     fails(&mut session, "SELECT list[1]::text::integer FROM t");
     fails(&mut session, "SELECT (p).a::text::json FROM t");
     fails(&mut session, "SELECT a::text::point FROM t");
+    fails(
+        &mut session,
+        "DO $$BEGIN RAISE EXCEPTION 'bad: %', (SELECT v::text FROM t) USING ERRCODE = '22023'; END$$",
+    );
     fails(&mut session, "DO $$BEGIN EXECUTE format('SELECT %s', (SELECT v::text FROM t)); END$$");
     fails(
         &mut session,
@@ -178,6 +182,7 @@ fn messages_about_data_do_not_quote_encrypted_values() {
             "COPY t, line 1, column d",
             "invalid input syntax for type %s",
             "PL/pgSQL function inline_code_block line 1 at EXECUTE",
+            "message is not logged, since it may have the value",
         ] {
             let expected = match format.as_str() {
                 "log" => expected.to_owned(),
