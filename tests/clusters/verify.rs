@@ -1,8 +1,6 @@
 //! Values that can't be opened: they are found, named by row and reason, and got rid of; and nothing
 //! else is disturbed by them.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
-
 use std::fs;
 use std::time::Duration;
 
