@@ -252,6 +252,23 @@ pub fn keyring_file(cluster: &Cluster) -> PathBuf {
     cluster.data_directory().join("encryption_ext_keyring.json")
 }
 
+/// Has a cluster use the keyring file of another, from its next session on.
+///
+/// # Panics
+///
+/// If it doesn't run.
+pub fn share_keys(cluster: &Cluster, original: &Cluster) {
+    let keyring = keyring_file(original);
+    cluster.configure("encryption_ext.keyring_file", keyring.to_str().expect("a path in UTF-8"));
+    cluster.configure("encryption_ext.provider", "file");
+    cluster.reload();
+    // The postmaster reads the configuration in its own time.
+    const PROVIDER: &str = "SELECT coalesce(current_setting('encryption_ext.provider', true), '')";
+    while connect(cluster).text(PROVIDER) != "file" {
+        thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// A version's bytes, from the keyring file.
 ///
 /// # Panics

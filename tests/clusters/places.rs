@@ -1,6 +1,7 @@
 //! A database that has encrypted values in every place that PostgreSQL has for them, and what is to be the
 //! same in a copy of it.
 
+use std::collections::HashSet;
 use std::io::Write;
 
 use postgres::Client;
@@ -124,9 +125,33 @@ pub fn readable(session: &mut Client) -> Vec<String> {
     let mut rows = picture(session, READABLE_PICTURE);
     // Defaults, of a domain's column too, are what they were.
     session.run("BEGIN; INSERT INTO person (id) VALUES (-1)");
-    rows.extend(picture(session, &["SELECT p::text FROM person p WHERE id = -1"]));
+    rows.extend(picture(session, &[
+        "SELECT p::text FROM person p WHERE id = -1",
+        "SELECT concat_ws(' ', enc_key_name(mail), enc_key_name(photo), enc_key_name(list[1]),
+                          enc_key_name((contact).mail), enc_key_name(home)) FROM person WHERE id = -1",
+    ]));
     session.run("ROLLBACK");
     rows
+}
+
+/// Expects two pictures to be the same.
+///
+/// # Panics
+///
+/// If they are not, with what is in one and not in the other.
+#[track_caller]
+pub fn expect_same(what: &str, copy: &[String], original: &[String]) {
+    let only = |these: &[String], those: &[String]| {
+        let those: HashSet<_> = those.iter().collect();
+        let only = these.iter().filter(|row| !those.contains(row)).take(3);
+        only.cloned().collect::<Vec<_>>().join("\n  ")
+    };
+    assert!(
+        copy == original,
+        "{what}: the copy has\n  {}\nand the original\n  {}",
+        only(copy, original),
+        only(original, copy)
+    );
 }
 
 const STORED_PICTURE: &[&str] = &[
@@ -152,7 +177,7 @@ const READABLE_PICTURE: &[&str] = &[
     "SELECT w::text FROM watched w ORDER BY id",
     "SELECT format('%s %s', adrelid::regclass, pg_get_expr(adbin, adrelid)) FROM pg_attrdef
       WHERE adrelid >= 16384 AND adrelid::regclass::text NOT LIKE 'encryption.%' ORDER BY 1",
-    "SELECT format('%s %s', typname, typdefault) FROM pg_type
+    "SELECT format('%s %s', typname, replace(pg_get_expr(typdefaultbin, 0), '(''user_pii'')', '')) FROM pg_type
       WHERE typtype = 'd' AND typnamespace = 'public'::regnamespace",
     "SELECT format('%s %s', conname, pg_get_constraintdef(oid)) FROM pg_constraint
       WHERE connamespace = 'public'::regnamespace ORDER BY 1",
