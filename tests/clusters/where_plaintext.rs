@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use cluster_tests::{Binary, DATABASE, Session, builder, connect, create_extension, hex};
+use cluster_tests::{
+    Binary, DATABASE, Session, builder, connect, contains_any, create_extension, data_key, hex,
+};
 use harness::cluster::{Cluster, backend_pid};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -397,7 +399,14 @@ fn run(test: &str, sent: Sent) -> Option<Vec<(&'static str, usize)>> {
 
     // Last, since the server restarts after it.
     match has_core_files.then(|| core_of_killed(&cluster)).flatten() {
-        Some(core) => report.search(CORE, &[core]),
+        Some(core) => {
+            for name in ["k", "database"] {
+                let key = data_key(&cluster, name, 1);
+                let forms = [key.to_vec(), STANDARD_NO_PAD.encode(key).into_bytes()];
+                assert!(!contains_any(&core, &forms), "key \"{name}\" is in a core file");
+            }
+            report.search(CORE, &[core]);
+        }
         None => harness::skip(test, "a killed backend leaves no core file on this machine"),
     }
     Some(report.rows)
