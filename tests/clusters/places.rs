@@ -131,7 +131,8 @@ pub fn readable(session: &mut Client) -> Vec<String> {
                           enc_key_name((contact).mail), enc_key_name(home)) FROM person WHERE id = -1",
     ]));
     session.run("ROLLBACK");
-    rows
+    // Before PostgreSQL 16 a view's columns have their table's name.
+    rows.iter().map(|row| row.replace("person.", "")).collect()
 }
 
 /// Expects two pictures to be the same.
@@ -180,7 +181,7 @@ const READABLE_PICTURE: &[&str] = &[
     "SELECT format('%s %s', typname, replace(pg_get_expr(typdefaultbin, 0), '(''user_pii'')', '')) FROM pg_type
       WHERE typtype = 'd' AND typnamespace = 'public'::regnamespace",
     "SELECT format('%s %s', conname, pg_get_constraintdef(oid)) FROM pg_constraint
-      WHERE connamespace = 'public'::regnamespace ORDER BY 1",
+      WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY 1",
     "SELECT format('%s %s', viewname, definition) FROM pg_views WHERE schemaname = 'public' AND viewname = 'vip'",
     "SELECT format('%s %s', matviewname, definition) FROM pg_matviews ORDER BY 1",
     "SELECT p::text FROM pg_policies p ORDER BY 1",

@@ -39,9 +39,9 @@ fn upgrade(test: &str, old_major: u16, new_major: u16, options: &[&str]) {
     places::add_computed(&mut session, &secrets);
     session.run(
         "CREATE ROLE clerk LOGIN; GRANT SELECT ON person TO clerk; SELECT enc_grant('user_pii', 'clerk', 'decrypt');
-         SELECT enc_disable_key_version('medical', 1), enc_record_backup('b', 'infinity');
-         ANALYZE",
+         SELECT enc_disable_key_version('medical', 1), enc_record_backup('b', 'infinity')",
     );
+    session.run("ANALYZE");
     session.run("SELECT enc_enable_key_version('medical', 1)");
     let (stored, readable) = (places::stored(&mut session), places::readable(&mut session));
     let digests = "SELECT string_agg(enc_digest(mail)::text, ' ' ORDER BY id) FROM person";
