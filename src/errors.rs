@@ -110,6 +110,7 @@ pub(crate) enum Error {
     // The end of versions.
     ProofNeedsOwnTransaction,
     KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
+    KeyVersionUsedAgain { key: KeyName, version: KeyVersion, object: String },
     KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
 
     // Verification.
@@ -262,6 +263,7 @@ impl Error {
             | Self::MigrationColumnUnknown { .. } => self.describe_migration(),
             Self::ProofNeedsOwnTransaction
             | Self::KeyVersionMayBeUsed { .. }
+            | Self::KeyVersionUsedAgain { .. }
             | Self::KeyVersionInGrace { .. } => self.describe_end_of_version(),
             Self::NothingToVerify { .. } => self.describe_verification(),
             Self::ProviderNotConfigured
@@ -748,6 +750,15 @@ impl Error {
                 "Rotate with CALL enc_rotate_all(name), and prove it with SELECT * FROM \
                  enc_verify_version_unused(name, version); or accept that values are lost for good, \
                  with accept_data_loss => true.",
+            ),
+            Self::KeyVersionUsedAgain { key, version, object } => Description::new(
+                "KE105",
+                format!("version {version} of key \"{key}\" is used again since it was proved to be unused"),
+            )
+            .detail(format!("Values under it are in {object}: a restored dump, or a subscription, has brought them."))
+            .hint(
+                "Rotate with CALL enc_rotate_all(name), and prove it again with SELECT * FROM \
+                 enc_verify_version_unused(name, version).",
             ),
             Self::KeyVersionInGrace { key, version, until } => Description::new(
                 "KE106",

@@ -112,7 +112,15 @@ sql_function! {
             State::Pending | State::Deprecated | State::Disabled => (),
         }
         let accept_data_loss = call.boolean(2);
+        // SAFETY: SQL declares the argument an interval.
+        let grace =
+            || unsafe { pgrx::datum::DatumWithOid::new(call.datum(3), pg_sys::INTERVALOID) };
         as_owner(|catalog| {
+            if !accept_data_loss {
+                refuse_if_used(catalog, &key, version, grace())?;
+                // Without the lock, as it may take long.
+                refuse_if_used_again(catalog, &key, version)?;
+            }
             catalog.lock()?;
             refuse_if_changed(&key)?;
             if keys::makes_digests(&key, version.number)? {
@@ -120,11 +128,7 @@ sql_function! {
             }
             catalog.refuse_if_retained(&key.name, version.number)?;
             if !accept_data_loss {
-                // SAFETY: SQL declares the argument an interval.
-                let grace = unsafe {
-                    pgrx::datum::DatumWithOid::new(call.datum(3), pg_sys::INTERVALOID)
-                };
-                refuse_if_used(catalog, &key, version, grace)?;
+                refuse_if_used(catalog, &key, version, grace())?;
             }
             catalog.destroy(&key.name, version.number)?;
             let event = Event::new("destroy").key(&key.name).versions(Some(version.number), None);
@@ -184,5 +188,25 @@ fn refuse_if_used(
     match grace_is_over {
         true => Ok(()),
         false => Err(Error::KeyVersionInGrace { key: name(), version: version.number, until }),
+    }
+}
+
+/// No session encrypts under a version that is proved to be unused. But where its key could not be had, a
+/// restored dump or a subscription brought values as they were (`types/armored.rs`): so all is looked
+/// through once more, at the last moment.
+fn refuse_if_used_again(
+    catalog: &mut Writer<'_, '_>,
+    key: &Key,
+    version: &Version,
+) -> Result<(), Error> {
+    const OBJECT: &str = "SELECT object FROM encryption.uses_of($1, $2) LIMIT 1";
+    let arguments = [(key.name.id().get() as i32).into(), (version.number.get() as i32).into()];
+    match catalog.value(OBJECT, &arguments)? {
+        None => Ok(()),
+        Some(object) => Err(Error::KeyVersionUsedAgain {
+            key: key.name.clone(),
+            version: version.number,
+            object,
+        }),
     }
 }

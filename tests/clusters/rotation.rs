@@ -753,6 +753,39 @@ fn a_prepared_transaction_is_not_proved_to_hold_nothing() {
 }
 
 #[test]
+fn what_a_dump_brings_after_the_proof_is_found() {
+    let Some(cluster) = start("what_a_dump_brings_after_the_proof_is_found") else { return };
+    let mut session = connect(&cluster);
+    prepare(&mut session, 100);
+    session.run("SET encryption_ext.output = armor");
+    let old = session.text("SELECT v FROM t WHERE id = 1");
+    session.run("RESET encryption_ext.output");
+    session.run("CALL enc_rotate_all('k')");
+    assert_eq!(
+        session.text(
+            "SELECT finding FROM enc_verify_version_unused('k', 1) WHERE finding <> 'not covered'"
+        ),
+        "proved unused"
+    );
+    // Restored where the key can't be had, a value stays under its version.
+    session.run("CREATE TABLE restored (v encrypted_text('k'))");
+    session.run("SELECT enc_disable_key_version('k', 1)");
+    session.run(&format!(
+        "SET check_function_bodies = off;
+         INSERT INTO restored VALUES ('{old}');
+         RESET check_function_bodies"
+    ));
+    session.run("SELECT enc_enable_key_version('k', 1)");
+    let destroy = "SELECT enc_destroy_key_version('k', 1, grace_period => '0')";
+    let error = session.fails(destroy, "KE105");
+    assert!(texts_of(&error).contains("public.restored.v"), "{error:?}");
+    session.run("CALL enc_rotate_all('k')");
+    session.run(destroy);
+    assert_eq!(session.text("SELECT v FROM restored"), "value 1");
+    assert_rotated(&mut session, 100);
+}
+
+#[test]
 fn an_estimate_has_its_margin() {
     let Some(cluster) = start("an_estimate_has_its_margin") else { return };
     let mut session = connect(&cluster);
