@@ -48,6 +48,8 @@ CREATE TABLE encryption.key (
                             CHECK (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
     owner       regrole     NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT now(),
+    -- What roles with the privilege mask are shown of its values: null for the default.
+    mask        text        CHECK (octet_length(mask) <= 1024),
     CONSTRAINT key_id_is_of_name CHECK (
         -- The name is ASCII without backslashes, so its bytes are the same in every encoding.
         key_id = ('x' || encode(substr(sha256(name::bytea), 1, 4), 'hex'))::bit(32)::integer
@@ -84,7 +86,7 @@ CREATE UNIQUE INDEX key_version_one_active ON encryption.key_version (key_id) WH
 CREATE TABLE encryption.key_grant (
     key_id      integer     NOT NULL,
     grantee     regrole     NOT NULL,
-    privilege   text        NOT NULL CHECK (privilege IN ('encrypt', 'compare', 'decrypt')),
+    privilege   text        NOT NULL CHECK (privilege IN ('encrypt', 'compare', 'mask', 'decrypt')),
     granted_by  regrole     NOT NULL,
     granted_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (key_id, grantee, privilege)
@@ -1285,13 +1287,18 @@ COMMENT ON FUNCTION enc_rewrap_key(text, text) IS
 CREATE FUNCTION enc_grant(name text, grantee name, privileges text, reason text DEFAULT NULL) RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_grant(text, name, text, text) IS
-    'gives a role (or public) privileges on a key: encrypt, compare, decrypt';
+    'gives a role (or public) privileges on a key: encrypt, compare, mask, decrypt';
 
 CREATE FUNCTION enc_revoke(
-        name text, grantee name, privileges text DEFAULT 'encrypt, compare, decrypt', reason text DEFAULT NULL)
+        name text, grantee name, privileges text DEFAULT 'encrypt, compare, mask, decrypt', reason text DEFAULT NULL)
     RETURNS void
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION enc_revoke(text, name, text, text) IS 'takes privileges on a key from a role (or public)';
+
+CREATE FUNCTION enc_set_mask(name text, mask text, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_set_mask(text, text, text) IS
+    'sets what roles with the privilege mask are shown of a key''s values: a text, or partial(n)';
 
 CREATE FUNCTION enc_check_key(
         INOUT name text DEFAULT NULL,
@@ -1336,6 +1343,7 @@ CREATE FUNCTION enc_export_keys() RETURNS jsonb
                 'name', key.name,
                 'owner', pg_get_userbyid(key.owner),
                 'created_at', key.created_at,
+                'mask', key.mask,
                 'versions', (
                     SELECT jsonb_agg(jsonb_build_object(
                         'version', v.version, 'state', v.state,
@@ -1379,17 +1387,17 @@ BEGIN
     LOCK TABLE encryption.key IN SHARE ROW EXCLUSIVE MODE;
     FOR exported IN
         SELECT * FROM jsonb_to_recordset(document->'keys')
-            AS k (name text, owner text, created_at timestamptz, versions jsonb, grants jsonb)
+            AS k (name text, owner text, created_at timestamptz, mask text, versions jsonb, grants jsonb)
     LOOP
         id := ('x' || encode(substr(sha256(convert_to(exported.name, 'UTF8')), 1, 4), 'hex'))::bit(32)::integer
               & 2147483647;
         IF to_regrole(quote_ident(exported.owner)) IS NULL THEN
             RAISE NOTICE 'role "%" does not exist: key "%" belongs to you', exported.owner, exported.name;
         END IF;
-        INSERT INTO encryption.key (key_id, name, owner, created_at)
+        INSERT INTO encryption.key (key_id, name, owner, created_at, mask)
         VALUES (id, exported.name,
                 coalesce(to_regrole(quote_ident(exported.owner)), to_regrole(quote_ident(current_user))),
-                exported.created_at);
+                exported.created_at, exported.mask);
 
         INSERT INTO encryption.key_version
             (key_id, version, state, provider, reference, wrapped, check_value, keyspace,
@@ -1546,7 +1554,8 @@ SELECT key.name,
          WHERE v.key_id = key.key_id AND v.state IN ('active', 'deprecated')) AS readable_versions,
        key.owner,
        key.created_at,
-       key.key_id
+       key.key_id,
+       key.mask
   FROM encryption.key
   LEFT JOIN encryption.key_version active ON active.key_id = key.key_id AND active.state = 'active';
 COMMENT ON VIEW enc_keys IS 'keys, a row each';

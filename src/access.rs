@@ -76,12 +76,22 @@ impl Held {
     }
 
     /// Whether `privilege` is among them.
+    pub(crate) fn has(self, privilege: Privilege) -> bool {
+        self.0[privilege as usize]
+    }
+
+    /// Whether they show masks of values, and no plaintexts.
+    pub(crate) fn is_masked(self) -> bool {
+        self.has(Privilege::Mask) && !self.has(Privilege::Decrypt)
+    }
+
+    /// Whether `privilege` is among them.
     ///
     /// # Errors
     ///
     /// If not.
     pub(crate) fn check(self, key: &Key, privilege: Privilege) -> Result<(), Error> {
-        if self.0[privilege as usize] {
+        if self.has(privilege) {
             return Ok(());
         }
         Err(Error::PermissionDenied { key: key.name.clone(), privilege: privilege.name() })

@@ -4,10 +4,12 @@
 //! Plaintext, unless it is certain that nobody reads it here: a dump and a change stream carry
 //! ciphertext without a setting, and are taken back without one.
 
+use std::rc::Rc;
+
 use envelope::KeyId;
 
-use crate::catalog::Privilege;
-use crate::ddl::default_text;
+use crate::catalog::{Key, Privilege};
+use crate::ddl::{self, default_text};
 use crate::errors::Error;
 use crate::settings::{Denied, Form, Input};
 use crate::{access, keys, pg, session, settings};
@@ -19,7 +21,7 @@ pub(crate) fn shows_armor() -> bool {
         || session::is_logical_worker()
         || session::is_upgrading()
         || default_text::is_written()
-        || (is_asked_for_armor() && !session::has_lent_rights())
+        || (is_asked_for_armor() && !session::has_lent_rights() && !ddl::is_altering())
 }
 
 /// Whether values are shown as if they were all the same. In the new cluster of `pg_upgrade` the only
@@ -32,14 +34,30 @@ pub(crate) fn shows_stand_ins() -> bool {
 }
 
 /// Anyone may set these. So they count only where the code that runs is the session's own: a SECURITY
-/// DEFINER function that looks at a value shall see what its owner expects.
+/// DEFINER function that looks at a value shall see what its owner expects. Nor where PostgreSQL reads
+/// again what it prints.
 fn is_asked_for_armor() -> bool {
     settings::output() == Form::Armor || session::is_named_pg_dump() || session::is_like_pg_dump()
 }
 
-/// What output gives to a role that lacks the privilege.
-pub(crate) fn shows_armor_if_denied() -> bool {
-    settings::on_denied() == Denied::Armor && !session::has_lent_rights()
+/// What the current user, who may not decrypt, is shown in place of values of the key with this id; `None`:
+/// nothing, but an error.
+///
+/// # Errors
+///
+/// If the catalog can't be read.
+pub(crate) fn substitute(key_id: KeyId) -> Result<Option<Substitute>, Error> {
+    if settings::on_denied() == Denied::Armor && !session::has_lent_rights() {
+        return Ok(Some(Substitute::Armor));
+    }
+    Ok(keys::masked(key_id)?.map(Substitute::Mask))
+}
+
+/// What is shown in place of a value.
+pub(crate) enum Substitute {
+    Armor,
+    /// The mask of this key.
+    Mask(Rc<Key>),
 }
 
 /// As what a session takes well-formed armor.

@@ -55,6 +55,9 @@ pub(crate) enum Error {
     DigestDomainTooLong,
     ArmorRefused,
     ArmorNotPermitted { key_id: KeyId },
+    SubstituteInDefinition { key: String },
+    MaskWrittenBack { key: KeyName },
+    MaskInvalid { why: &'static str },
     IndexRefused { index: String, access_method: String, type_name: String },
     StatisticsRefused { statistics: String, table: String },
     PartitionKeyRefused { table: String },
@@ -78,6 +81,7 @@ pub(crate) enum Error {
     ProviderNotConfigured,
     ProviderUnknown { name: String },
     SettingInvalid { setting: &'static str, why: String },
+    SettingInOptions { setting: String },
 
     // Jobs.
     JobUnknown { job: i64 },
@@ -207,6 +211,9 @@ impl Error {
             | Self::DigestDomainTooLong
             | Self::ArmorRefused
             | Self::ArmorNotPermitted { .. }
+            | Self::SubstituteInDefinition { .. }
+            | Self::MaskWrittenBack { .. }
+            | Self::MaskInvalid { .. }
             | Self::IndexRefused { .. }
             | Self::StatisticsRefused { .. }
             | Self::PartitionKeyRefused { .. }
@@ -251,6 +258,7 @@ impl Error {
             Self::ProviderNotConfigured
             | Self::ProviderUnknown { .. }
             | Self::SettingInvalid { .. }
+            | Self::SettingInOptions { .. }
             | Self::CatalogDamaged { .. }
             | Self::RandomUnavailable
             | Self::Internal { .. } => self.describe_server(),
@@ -410,7 +418,7 @@ impl Error {
             }
             Self::PrivilegeUnknown { privilege } => {
                 Description::new("KE022", format!("unrecognized key privilege {privilege:?}"))
-                    .hint("The privileges are encrypt, compare and decrypt.")
+                    .hint("The privileges are encrypt, compare, mask and decrypt.")
             }
             Self::ArgumentNull { number } => {
                 // null_value_not_allowed
@@ -471,6 +479,22 @@ impl Error {
                 Description::new("KE033", "ciphertext given where a plaintext is expected")
                     .detail(format!("Ciphertext is taken from superusers and from roles with privilege \"decrypt\" on its key, which has the id {key_id}."))
                     .hint("Write the plaintext, or have the key's owner grant the privilege with enc_grant(name, role, 'decrypt').")
+            }
+            Self::SubstituteInDefinition { key } => Description::new(
+                "KE038",
+                format!("a definition cannot be changed by a role that is not shown the values of key \"{key}\""),
+            )
+            .detail("PostgreSQL writes constraints and expressions as text and reads them again: what the role is shown in place of a value would become part of them.")
+            .hint("Let a role with privilege \"decrypt\" on the key change it."),
+            Self::MaskWrittenBack { key } => Description::new(
+                "KE039",
+                "mask given where a plaintext is expected",
+            )
+            .detail(format!("The value is what the current user is shown of values under key \"{key}\"."))
+            .hint("Leave the column out of the statement, or write the plaintext as a role with privilege \"decrypt\"."),
+            Self::MaskInvalid { why } => {
+                Description::new("KE110", format!("invalid mask: {why}"))
+                    .hint("A mask is a text of up to 256 bytes that is always the same, or partial(n) with n from 1 to 64.")
             }
             Self::IndexRefused { index, access_method, type_name } => Description::new(
                 "KE034",
@@ -751,6 +775,13 @@ impl Error {
                 Description::new("KE061", format!("invalid setting {setting}: {why}"))
                     .hint("See docs/reference.md for the settings.")
             }
+            Self::SettingInOptions { setting } => Description::new(
+                "KE111",
+                format!(
+                    "permission denied to set parameter \"{setting}\" in the connection's options"
+                ),
+            )
+            .hint("Leave it out of the options: it is for superusers."),
             Self::CatalogDamaged { what } => {
                 Description::new("KE090", format!("key catalog is damaged: {what}")).hint(
                     "Compare the tables of schema \"encryption\" with a backup. They are changed \

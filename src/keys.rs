@@ -27,6 +27,7 @@ use pgrx::pg_sys;
 use crate::access::{self, Authority, Held};
 use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
+use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
 use crate::{pg, restored, session, settings};
 
@@ -124,6 +125,8 @@ pub(crate) struct Encrypting<'a> {
     pub(crate) name: &'a KeyName,
     pub(crate) version: KeyVersion,
     pub(crate) nonce: Nonce,
+    /// What the current user is shown of the key's values, if that is a mask.
+    pub(crate) mask: Option<&'a Mask>,
     pub(crate) cipher: &'a ValueCipher,
 }
 
@@ -140,6 +143,7 @@ pub(crate) fn encrypting<T>(
 ) -> Result<T, Error> {
     with_backend(|backend| {
         let key = backend.authorized(key_id, Some(Privilege::Encrypt))?;
+        let is_masked = backend.last.as_ref().is_some_and(|last| last.held.is_masked());
         let version = key
             .active_version()
             .ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?
@@ -153,7 +157,8 @@ pub(crate) fn encrypting<T>(
             .next(backend.process_id, plaintext_len)
             .map_err(|_| Error::RandomUnavailable)?;
         let cipher = backend.cipher(&cached, nonce.salt())?;
-        body(Encrypting { name: &cached.name, version, nonce, cipher })
+        let mask = is_masked.then_some(&key.mask);
+        body(Encrypting { name: &cached.name, version, nonce, mask, cipher })
     })
 }
 
@@ -185,6 +190,19 @@ pub(crate) fn decrypting<T>(
 /// If not, or if there is no such key.
 pub(crate) fn check(key_id: KeyId, privilege: Privilege) -> Result<(), Error> {
     with_backend(|backend| backend.authorized(key_id, Some(privilege)).map(drop))
+}
+
+/// The key with this id, if the current user is shown its mask: has `mask` on it, and not `decrypt`.
+///
+/// # Errors
+///
+/// If there is no such key.
+pub(crate) fn masked(key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {
+    with_backend(|backend| {
+        let key = backend.authorized(key_id, None)?;
+        let held = backend.access.held(pg::current_user(), &key);
+        Ok(held.is_masked().then_some(key))
+    })
 }
 
 /// Calls `body` with the key of the digests in indexes, which everyone may use: what a digest is made

@@ -13,6 +13,7 @@ mod fmgr;
 mod functions;
 mod jobs;
 mod keys;
+mod mask;
 mod migration;
 mod operators;
 mod pg;
@@ -41,10 +42,11 @@ extern "C-unwind" fn _PG_init() {
     // SAFETY: PostgreSQL calls, and this frame holds nothing with a destructor.
     unsafe {
         fmgr::run_callback(|| {
-            settings::define();
+            settings::define()?;
             catalog::invalidation::register();
             catalog::log::register();
             session::register();
+            ddl::register();
             operators::register();
             Ok(())
         });

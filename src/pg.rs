@@ -2,12 +2,12 @@
 //! that are called for every value, only read this backend's state and raise no error, for which
 //! it would cost more than they do; and those whose errors shall pass over the caller.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
 mod raw {
-    use super::{PlanWalker, c_int, c_void, pg_sys};
+    use super::{PlanWalker, c_char, c_int, c_void, pg_sys};
 
     unsafe extern "C-unwind" {
         pub(super) fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
@@ -27,6 +27,17 @@ mod raw {
             walker: PlanWalker,
             context: *mut c_void,
         ) -> bool;
+        pub(super) fn GetCurrentTransactionNestLevel() -> c_int;
+        pub(super) fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
         pub(super) fn hash_bytes(bytes: *const u8, len: c_int) -> u32;
         pub(super) fn hash_bytes_extended(bytes: *const u8, len: c_int, seed: u64) -> u64;
     }
@@ -123,4 +134,40 @@ pub(crate) unsafe fn planstate_tree_walker(
 pub(crate) unsafe fn standard_executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: the caller's promise.
     unsafe { raw::standard_ExecutorStart(query, flags) }
+}
+
+/// How deep the present subtransaction is; 1 in a transaction that has none.
+pub(crate) fn subtransaction_depth() -> c_int {
+    // SAFETY: reads a static variable (src/backend/access/transam/xact.c).
+    unsafe { raw::GetCurrentTransactionNestLevel() }
+}
+
+/// What PostgreSQL does with a utility statement without a hook.
+///
+/// # Safety
+///
+/// As PostgreSQL calls the hook. An error passes over the caller's frame.
+pub(crate) unsafe extern "C-unwind" fn standard_process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        raw::standard_ProcessUtility(
+            statement,
+            text,
+            read_only_tree,
+            context,
+            parameters,
+            environment,
+            destination,
+            completion,
+        );
+    }
 }

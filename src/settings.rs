@@ -472,7 +472,12 @@ static PROVIDER_SETTINGS: [ProviderSetting; 49] = {
 };
 
 /// Defines the settings. Called once, when the library is loaded.
-pub(crate) fn define() {
+///
+/// # Errors
+///
+/// If the session has tried to set what only a superuser may.
+pub(crate) fn define() -> Result<(), Error> {
+    refuse_startup_options()?;
     define_choice(
         c"encryption_ext.output",
         c"Shows encrypted values as their plaintexts or as armor, which is ciphertext as text.",
@@ -557,6 +562,43 @@ pub(crate) fn define() {
         GucFlags::empty(),
     );
     reserve_prefix();
+    Ok(())
+}
+
+/// The settings that anyone may change.
+const FOR_EVERYBODY: [&str; 3] =
+    ["encryption_ext.output", "encryption_ext.input", "encryption_ext.on_denied"];
+
+/// Refuses settings in the options of a connection, if they are a superuser's. PostgreSQL keeps any
+/// value until the library is loaded, and drops then what the role may not set: but together with what
+/// the configuration has, which such an option has taken the place of, so that the default would be
+/// left (`define_custom_variable` of `src/backend/utils/misc/guc.c`).
+fn refuse_startup_options() -> Result<(), Error> {
+    // SAFETY: the server's own array of settings, whose names are NUL-terminated.
+    let settings = unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let (settings, count) = (pg_sys::get_guc_variables(), pg_sys::GetNumConfigOptions());
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let (settings, count) = {
+            let mut count = 0;
+            (pg_sys::get_guc_variables(&raw mut count), count)
+        };
+        std::slice::from_raw_parts(settings, usize::try_from(count).unwrap_or(0))
+    };
+    for &setting in settings {
+        // SAFETY: as above.
+        let (setting, name) = unsafe { (&*setting, CStr::from_ptr((*setting).name)) };
+        let name = name.to_string_lossy().to_ascii_lowercase();
+        if name.starts_with("encryption_ext.")
+            && setting.flags & pg_sys::GUC_CUSTOM_PLACEHOLDER as i32 != 0
+            && setting.reset_source == pg_sys::GucSource::PGC_S_CLIENT
+            && setting.reset_scontext == pg_sys::GucContext::PGC_BACKEND
+            && !FOR_EVERYBODY.contains(&name.as_str())
+        {
+            return Err(Error::SettingInOptions { setting: name });
+        }
+    }
+    Ok(())
 }
 
 /// A setting that anyone may change, since it gives nothing that they couldn't have anyway.

@@ -12,13 +12,19 @@ use crate::varlena::{Buffer, Shape};
 ///
 /// # Errors
 ///
-/// If the key can't be used, or the value would be too long.
+/// If the key can't be used, the value would be too long, or it is the mask that the user is shown of
+/// others.
 pub(crate) fn seal(
     key_id: envelope::KeyId,
     kind: PlaintextKind,
     plaintext: &[u8],
 ) -> Result<Buffer, Error> {
     keys::encrypting(key_id, plaintext.len(), |key| {
+        if let Some(mask) = key.mask
+            && mask.may_be(plaintext)
+        {
+            return Err(Error::MaskWrittenBack { key: key.name.clone() });
+        }
         let header = Header { kind, key_id, key_version: key.version, nonce: key.nonce };
         let mut sealed = Buffer::new(Shape::Varlena, plaintext.len() + OVERHEAD)?;
         key.cipher

@@ -17,6 +17,8 @@ use keyring::version::{CheckValue, Keyspace};
 use pgrx::pg_sys;
 
 use crate::errors::Error;
+use crate::mask::Mask;
+use crate::types::encoding::utf8_string;
 use scan::{Row, scan};
 
 /// The schema of the extension's tables.
@@ -30,6 +32,8 @@ pub(crate) const DATABASE_KEY: &str = "database";
 pub(crate) struct Key {
     pub(crate) name: KeyName,
     pub(crate) owner: pg_sys::Oid,
+    /// What is shown of its values to those who may see nothing else of them.
+    pub(crate) mask: Mask,
     /// In ascending order of their numbers.
     pub(crate) versions: Vec<Version>,
     pub(crate) grants: Vec<Grant>,
@@ -85,7 +89,9 @@ pub(crate) enum Privilege {
     Encrypt,
     /// Learn whether two values have equal plaintexts.
     Compare,
-    /// Turn values into plaintexts. Includes `Compare`.
+    /// See values masked.
+    Mask,
+    /// Turn values into plaintexts. Includes `Compare` and `Mask`.
     Decrypt,
 }
 
@@ -138,13 +144,14 @@ impl State {
 
 impl Privilege {
     /// Every privilege, each at its own number.
-    pub(crate) const ALL: [Self; 3] = [Self::Encrypt, Self::Compare, Self::Decrypt];
+    pub(crate) const ALL: [Self; 4] = [Self::Encrypt, Self::Compare, Self::Mask, Self::Decrypt];
 
     /// The privilege's name in `enc_grant` and in the catalog.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Encrypt => "encrypt",
             Self::Compare => "compare",
+            Self::Mask => "mask",
             Self::Decrypt => "decrypt",
         }
     }
@@ -163,7 +170,7 @@ impl Privilege {
 
     /// Whether who has this privilege also has `other`.
     pub(crate) fn includes(self, other: Self) -> bool {
-        self == other || (self == Self::Decrypt && other == Self::Compare)
+        self == other || (self == Self::Decrypt && matches!(other, Self::Compare | Self::Mask))
     }
 }
 
@@ -181,11 +188,15 @@ pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
         if name.id() != id {
             return Err(damaged(format!("key \"{name}\" does not have the id of its name")));
         }
-        key = Some((name, row.oid(KEY_OWNER)?));
+        let mask = match row.bytes(KEY_MASK)? {
+            None => Mask::default(),
+            Some(mask) => Mask::parse(&utf8_string(mask)?)?,
+        };
+        key = Some((name, row.oid(KEY_OWNER)?, mask));
         Ok(())
     })?;
-    let Some((name, owner)) = key else { return Ok(None) };
-    Ok(Some(Key { versions: read_versions(id)?, grants: read_grants(id)?, name, owner }))
+    let Some((name, owner, mask)) = key else { return Ok(None) };
+    Ok(Some(Key { versions: read_versions(id)?, grants: read_grants(id)?, name, owner, mask }))
 }
 
 /// The ids of all keys.
@@ -208,6 +219,7 @@ pub(crate) fn read_key_ids() -> Result<Vec<KeyId>, Error> {
 // Attribute numbers of the tables in sql/, counted from 1.
 const KEY_NAME: usize = 2;
 const KEY_OWNER: usize = 3;
+const KEY_MASK: usize = 5;
 
 const VERSION_NUMBER: usize = 2;
 const VERSION_STATE: usize = 3;

@@ -188,6 +188,15 @@ impl Writer<'_, '_> {
         }
     }
 
+    /// Sets what is shown of a key's values to roles with the privilege `mask`; `None`: the default.
+    pub(crate) fn set_mask(&mut self, name: &KeyName, mask: Option<&str>) -> Result<(), Error> {
+        self.run(
+            "UPDATE encryption.key SET mask = $2 WHERE key_id = $1",
+            &[id(name), mask.into()],
+        )?;
+        Ok(())
+    }
+
     /// Gives a role (`InvalidOid`: PUBLIC) a privilege on a key, if it hasn't got it.
     pub(crate) fn insert_grant(
         &mut self,

@@ -6,6 +6,7 @@
 //! They run after every command that makes or alters a table or a type. Where nothing encrypted is
 //! concerned that costs one query, for what the command reports, and a look at the columns of that.
 
+mod altering;
 mod analyze;
 mod before;
 mod columns;
@@ -21,6 +22,7 @@ use pgrx::pg_sys;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::session;
+pub(crate) use altering::{is_altering, refuse_substitute, register};
 use contents::{Contents, Extension};
 use queries::Reported;
 
@@ -87,10 +89,15 @@ fn check(tag: pg_sys::CommandTag::Type, contents: &mut Contents) -> Result<(), E
         }
         return analyze::settle_all(contents);
     }
-    check_change(Change::of(&reported, contents), contents)
+    let change = Change::of(&reported, contents);
+    let alters = matches!(
+        tag,
+        Tag::CMDTAG_ALTER_TABLE | Tag::CMDTAG_ALTER_FOREIGN_TABLE | Tag::CMDTAG_ALTER_TYPE
+    );
+    check_change(change, alters, contents)
 }
 
-fn check_change(change: Change, contents: &mut Contents) -> Result<(), Error> {
+fn check_change(change: Change, alters: bool, contents: &mut Contents) -> Result<(), Error> {
     let Change { relations, types, named_types, objects } = change;
     if relations.is_empty() && types.is_empty() && objects.is_empty() {
         return Ok(());
@@ -103,6 +110,9 @@ fn check_change(change: Change, contents: &mut Contents) -> Result<(), Error> {
         columns::check_relation(relation, contents)?;
     }
     let concerned = queries::concerned(types, relations.clone())?;
+    if alters {
+        concerned.relations.iter().try_for_each(|&relation| altering::check_relation(relation))?;
+    }
     for &relation in concerned.relations.iter().filter(|relation| !relations.contains(relation)) {
         columns::check_relation(relation, contents)?;
     }

@@ -10,6 +10,7 @@ use crate::catalog::log::Event;
 use crate::catalog::write::{Writer, as_owner, refuse_if_read_only};
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
+use crate::mask::Mask;
 use crate::{access, keys};
 
 sql_function! {
@@ -31,6 +32,30 @@ sql_function! {
         change_grants(call, "revoke", |catalog, change, privilege| {
             catalog.delete_grant(&change.key, change.grantee, privilege)
         })
+    }
+}
+
+sql_function! {
+    /// `enc_set_mask(name text, mask text, reason text) RETURNS void`
+    fn enc_set_mask(call) {
+        refuse_if_read_only(c"enc_set_mask()");
+        call.refuse_nulls_in_first(1)?;
+        let key = keys::named(&key_name(&call.text(0)?)?)?;
+        access::check_owner(&key)?;
+        let mask = call.optional_text(1)?;
+        let reason = call.optional_text(2)?;
+        mask.as_deref().map(Mask::parse).transpose()?;
+        as_owner(|catalog| {
+            catalog.lock()?;
+            catalog.set_mask(&key.name, mask.as_deref())?;
+            let event = Event::new("set mask").key(&key.name);
+            let event = match &mask {
+                Some(mask) => event.detail(mask),
+                None => event,
+            };
+            catalog.log(&event.reason(reason.as_deref()))
+        })?;
+        Ok(pg_sys::Datum::from(0usize))
     }
 }
 

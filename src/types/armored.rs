@@ -8,8 +8,10 @@ use envelope::{KeyId, KeyVersion, OVERHEAD, Sealed, armor};
 
 use super::{EncryptedType, key_of_modifier, parse};
 use crate::catalog::{Privilege, invalidation};
-use crate::edges::{self, Intake};
+use crate::ddl;
+use crate::edges::{self, Intake, Substitute};
 use crate::errors::Error;
+use crate::mask::Mask;
 use crate::varlena::{Buffer, Shape, Varlena};
 use crate::{keys, value};
 
@@ -21,11 +23,13 @@ pub(super) enum Shown {
     Text(Buffer),
 }
 
-/// What the session is shown of a value, in the given shape: what `decrypt` makes of it, or armor.
+/// What the session is shown of a value: what `decrypt` makes of it; or armor, in the given shape; or
+/// what `mask` makes of the text, in UTF-8, that the value's mask is.
 pub(super) fn shown(
     stored: Varlena,
     shape: Shape,
     decrypt: impl FnOnce(&Sealed<'_>) -> Result<Buffer, Error>,
+    mask: impl FnOnce(&str) -> Result<Shown, Error>,
 ) -> Result<Shown, Error> {
     // Whatever is shown as a value is one.
     let sealed = parse(stored)?;
@@ -35,12 +39,34 @@ pub(super) fn shown(
     if edges::shows_armor() {
         return armored(stored, shape);
     }
-    match decrypt(&sealed) {
-        Err(Error::PermissionDenied { .. }) if edges::shows_armor_if_denied() => {
-            armored(stored, shape)
-        }
-        decrypted => decrypted.map(Shown::Plaintext),
+    let denied = match decrypt(&sealed) {
+        Err(denied @ Error::PermissionDenied { .. }) => denied,
+        decrypted => return decrypted.map(Shown::Plaintext),
+    };
+    // A backup has ciphertext in it, and no masks, whatever its role is granted.
+    let substitute = edges::substitute(sealed.header().key_id)?;
+    if substitute.is_some() {
+        ddl::refuse_substitute(sealed.header().key_id)?;
     }
+    match substitute {
+        Some(Substitute::Armor) => armored(stored, shape),
+        Some(Substitute::Mask(key)) => mask(&masked(&sealed, &key.mask)?),
+        None => Err(denied),
+    }
+}
+
+/// The text that stands for a value.
+fn masked(sealed: &Sealed<'_>, mask: &Mask) -> Result<String, Error> {
+    if !mask.needs_plaintext(sealed.header().kind) {
+        return Ok(mask.apply(None));
+    }
+    let plaintext = value::open(sealed, Some(Privilege::Mask), Shape::Varlena)?;
+    let masked = match std::str::from_utf8(plaintext.bytes()) {
+        Ok(text) => mask.apply(Some(text)),
+        Err(_) => mask.apply(None),
+    };
+    plaintext.free();
+    Ok(masked)
 }
 
 fn armored(stored: Varlena, shape: Shape) -> Result<Shown, Error> {

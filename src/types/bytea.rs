@@ -72,9 +72,10 @@ sql_function! {
 
 /// The bytes that the session is shown of a value, or a text in the given shape in their place.
 fn shown(call: &Call, text: Shape) -> Result<Shown, Error> {
-    armored::shown(call.varlena(0), text, |value| {
-        EncryptedBytea::decrypt(value, Some(Privilege::Decrypt))
-    })
+    let decrypt = |value: &Sealed<'_>| EncryptedBytea::decrypt(value, Some(Privilege::Decrypt));
+    // As bytes, so that whoever reads the text takes it for a bytea.
+    let mask = |mask: &str| Buffer::copy_of(Shape::Varlena, mask.as_bytes()).map(Shown::Plaintext);
+    armored::shown(call.varlena(0), text, decrypt, mask)
 }
 
 sql_function! {

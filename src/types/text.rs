@@ -98,7 +98,11 @@ sql_function! {
 /// The text that the session is shown of a value.
 fn shown(call: &Call, shape: Shape) -> Result<Buffer, Error> {
     let decrypt = |value: &Sealed<'_>| decrypt(value, Some(Privilege::Decrypt), shape);
-    match armored::shown(call.varlena(0), shape, decrypt)? {
+    let mask = |mask: &str| {
+        let text = Buffer::copy_of(shape, mask.as_bytes())?;
+        encoding::from_plaintext(PlaintextKind::Text, text, shape).map(Shown::Text)
+    };
+    match armored::shown(call.varlena(0), shape, decrypt, mask)? {
         Shown::Plaintext(text) | Shown::Text(text) => Ok(text),
     }
 }

@@ -2,11 +2,19 @@
 //! for.
 
 use std::io::{Read, Write};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use cluster_tests::{Binary, DATABASE, Session, connect, contains, expect_error, seal, start};
+use cluster_tests::{
+    Binary, DATABASE, Session, builder, connect, contains, create_extension, expect_error, seal,
+    start,
+};
 use envelope::{PlaintextKind, armor};
 use harness::cluster::{Cluster, SUPERUSER};
 use postgres::Client;
+
+/// A dump: its file, what is in pg_dump's environment, and its arguments.
+type Dump<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
 
 /// A table with values under two versions of its key, and roles that may do different things.
 const SETUP: &str = r"
@@ -42,7 +50,11 @@ fn armor_of(session: &mut Client, value: &str) -> String {
 
 fn run(cluster: &Cluster, program: &str, environment: &[(&str, &str)], arguments: &[&str]) {
     let mut command = cluster.command(program);
-    let output = command.envs(environment.iter().copied()).args(arguments).output().unwrap();
+    let output = command
+        .envs(environment.iter().copied())
+        .args(arguments)
+        .output()
+        .expect("it is installed");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -289,7 +301,7 @@ fn a_dump_carries_ciphertext_and_needs_no_key_to_be_restored() {
     // Both clusters have the same operating-system user.
     let path = |name: &str| cluster.directory().join(name).to_string_lossy().into_owned();
     let anonymous = &[("PGAPPNAME", "x")][..];
-    let dumps: [(&str, &[(&str, &str)], &[&str]); 6] = [
+    let dumps: [Dump<'_>; 6] = [
         ("plain.sql", &[], &[]),
         ("inserts.sql", &[], &["--inserts", "--rows-per-insert=2"]),
         ("custom", &[], &["--format=custom", "--compress=0"]),
@@ -338,5 +350,66 @@ fn a_dump_carries_ciphertext_and_needs_no_key_to_be_restored() {
         ];
         assert_eq!(rows, expected.map(|row| Some(row.to_owned())));
         assert_eq!(restored.text("SELECT id FROM newest"), "2");
+    }
+}
+
+#[test]
+fn a_subscriber_takes_ciphertext_and_needs_no_key() {
+    let test = "a_subscriber_takes_ciphertext_and_needs_no_key";
+    let Some(publisher) = builder(test) else { return };
+    let publisher = publisher.setting("wal_level", "logical").start();
+    create_extension(&publisher, DATABASE);
+    let mut source = connect(&publisher);
+    source.run(SETUP);
+    source.run("CREATE PUBLICATION everything FOR TABLE t");
+    for binary in [false, true] {
+        let Some(subscriber) = start(test) else { return };
+        let mut target = connect(&subscriber);
+        // The table is somebody's who has no privilege on the key. There is no key here, either.
+        target.run(
+            "CREATE ROLE owner; SET check_function_bodies = off;
+             CREATE TABLE t (id integer PRIMARY KEY, v encrypted_text('k'), b encrypted_bytea('k'),
+                             l encrypted_text('k')[]);
+             ALTER TABLE t OWNER TO owner; RESET check_function_bodies;",
+        );
+        let (socket, port) = (publisher.socket_directory().display(), publisher.port());
+        target.run(&format!(
+            "CREATE SUBSCRIPTION s{binary} CONNECTION 'host={socket} port={port} user=postgres dbname=postgres'
+                 PUBLICATION everything WITH (binary = {binary})"
+        ));
+        wait_for(&mut target, &ciphertexts(&mut source));
+        // Changes, of which one has an old version's value in it.
+        source.run(
+            "BEGIN; INSERT INTO t (id, v) VALUES (7, 'a new secret');
+             UPDATE t SET id = 8 WHERE id = 1; DELETE FROM t WHERE id = 7;
+             INSERT INTO t (id, b) VALUES (9, '\\x736563726574'); COMMIT",
+        );
+        wait_for(&mut target, &ciphertexts(&mut source));
+        source.run("UPDATE t SET id = 1 WHERE id = 8; DELETE FROM t WHERE id = 9");
+        wait_for(&mut target, &ciphertexts(&mut source));
+        // An ordinary session takes no armor all the same.
+        let armored = armor_of(&mut source, "SELECT v::bytea FROM t WHERE id = 2");
+        target.fails(&format!("INSERT INTO t (id, v) VALUES (20, '{armored}')"), "KE033");
+
+        // With the keys here, what was stored can be read, and what isn't authentic is refused.
+        let document: String = source.text("SELECT enc_export_keys()");
+        target.run("CREATE ROLE reader; CREATE ROLE writer");
+        target.run(&format!("SELECT enc_import_keys('{document}')"));
+        let keyring = cluster_tests::keyring_file(&publisher).to_string_lossy().into_owned();
+        subscriber.configure("encryption_ext.keyring_file", &keyring);
+        subscriber.reload();
+        let mut reader = connect(&subscriber);
+        let rows = "SELECT concat_ws(' ', v, b, l) FROM t ORDER BY id";
+        assert_eq!(reader.texts(rows), source.texts(rows));
+        target.run(&format!("DROP SUBSCRIPTION s{binary}"));
+    }
+}
+
+/// Waits until the subscriber's table has these ciphertexts.
+fn wait_for(target: &mut Client, expected: &[Option<String>]) {
+    let started = Instant::now();
+    while ciphertexts(target) != expected {
+        assert!(started.elapsed() < Duration::from_secs(60), "the subscriber doesn't follow");
+        thread::sleep(Duration::from_millis(50));
     }
 }
