@@ -233,7 +233,6 @@ pub(crate) unsafe fn standard_executor_end(query: *mut pg_sys::QueryDesc) {
 /// # Safety
 ///
 /// As PostgreSQL calls the hook. An error passes over the caller's frame.
-#[expect(clippy::too_many_arguments, reason = "PostgreSQL's function has them")]
 pub(crate) unsafe extern "C-unwind" fn standard_process_utility(
     statement: *mut pg_sys::PlannedStmt,
     text: *const c_char,
