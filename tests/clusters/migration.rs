@@ -58,7 +58,7 @@ fn phase(session: &mut Client, column: &str) -> String {
 #[test]
 fn applications_write_meanwhile() {
     let Some(cluster) = start("applications_write_meanwhile") else { return };
-    migrate_there_and_back(&cluster, 4, 30_000);
+    println!("{}", migrate_there_and_back(&cluster, 4, 30_000));
 }
 
 #[test]
@@ -67,12 +67,13 @@ fn applications_write_meanwhile_on_every_version() {
         let test = format!("applications_write_meanwhile_on_every_version: {major}");
         let Some(cluster) = start_on(major, &test) else { continue };
         connect(&cluster).run("SELECT enc_create_key('k')");
-        migrate_there_and_back(&cluster, 2, 2000);
+        println!("PostgreSQL {major}: {}", migrate_there_and_back(&cluster, 2, 2000));
     }
 }
 
-/// Migrates two columns of a table with so many rows, and back, while sessions write to them.
-fn migrate_there_and_back(cluster: &Cluster, writers: u64, rows: i64) {
+/// Migrates two columns of a table with so many rows, and back, while sessions write to them. Returns how
+/// they fared.
+fn migrate_there_and_back(cluster: &Cluster, writers: u64, rows: i64) -> String {
     let mut session = connect(cluster);
     session.run(&format!(
         "CREATE ROLE app LOGIN;
@@ -146,14 +147,11 @@ fn migrate_there_and_back(cluster: &Cluster, writers: u64, rows: i64) {
             std::panic::resume_unwind(panic);
         }
     });
-    println!(
-        "{} transactions of {writers} writers, the slowest took {} ms",
-        written.into_inner(),
-        slowest.into_inner()
-    );
     assert_eq!(session.text(DIFFERENT), "0");
     let old: i64 = session.value("SELECT count(*) FROM t WHERE id < 0");
     assert_eq!(old, rows);
+    let (written, slowest) = (written.into_inner(), slowest.into_inner());
+    format!("{written} transactions of {writers} writers, the slowest took {slowest} ms")
 }
 
 /// Statements that were prepared before the migration, with parameters of type `text`, as drivers do.
