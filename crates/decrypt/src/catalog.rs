@@ -51,8 +51,9 @@ impl Table {
         }
     }
 
-    /// Its columns in order, for INSERTs that don't name them.
-    pub fn columns(self) -> Vec<Vec<u8>> {
+    /// Its columns in order, for a row of so many values that doesn't name them. Those that a version of the
+    /// extension adds come last, and aren't needed here.
+    pub fn columns(self, values: usize) -> Vec<Vec<u8>> {
         let columns: &[&str] = match self {
             Self::Key => &["key_id", "name", "owner", "created_at"],
             Self::KeyVersion => &[
@@ -70,7 +71,8 @@ impl Table {
                 "deprecated_at",
             ],
         };
-        columns.iter().map(|column| column.as_bytes().to_vec()).collect()
+        let added = std::iter::repeat_n(&"", values.saturating_sub(columns.len()));
+        columns.iter().chain(added).map(|column| column.as_bytes().to_vec()).collect()
     }
 }
 
@@ -301,17 +303,18 @@ mod tests {
         assert!(catalog.is_empty());
         catalog.add_export(EXPORT.as_bytes()).unwrap();
         let keys = Table::Key;
-        catalog.add_row(keys, &keys.columns(), &row(&["1951019969", "user_pii", "", ""])).unwrap();
+        let values = row(&["1951019969", "user_pii", "", "", "of a later version"]);
+        catalog.add_row(keys, &keys.columns(values.len()), &values).unwrap();
         let versions = Table::KeyVersion;
         let same = version_row("\\x90438f6b6519c431824241d3b05fa468");
-        catalog.add_row(versions, &versions.columns(), &same).unwrap();
+        catalog.add_row(versions, &versions.columns(12), &same).unwrap();
         assert_eq!(catalog.name(name.id()), Some(&name));
         let version = catalog.version(name.id(), KeyVersion::FIRST).unwrap();
         assert_eq!((version.provider.as_str(), version.wrapped.as_deref()), ("vault", None));
         assert_eq!(version.keyspace.to_string(), "7bc218cc-c607-49ea-a318-f92ec762b73e");
 
         let other = version_row("\\x00438f6b6519c431824241d3b05fa468");
-        let error = catalog.add_row(versions, &versions.columns(), &other).unwrap_err();
+        let error = catalog.add_row(versions, &versions.columns(12), &other).unwrap_err();
         assert!(error.to_string().contains("is another key"), "{error}");
     }
 
@@ -330,10 +333,10 @@ mod tests {
         let keys = Table::Key;
         // A name that has another id.
         for values in [&["1951019969", "user_pij", "", ""][..], &["1951019969", "user_pii"]] {
-            assert!(catalog.add_row(keys, &keys.columns(), &row(values)).is_err());
+            assert!(catalog.add_row(keys, &keys.columns(values.len()), &row(values)).is_err());
         }
         for check_value in ["90438f6b6519c431824241d3b05fa468", "\\x90", "\\x9", "\\xg0"] {
-            let columns = Table::KeyVersion.columns();
+            let columns = Table::KeyVersion.columns(12);
             let values = version_row(check_value);
             assert!(catalog.add_row(Table::KeyVersion, &columns, &values).is_err());
         }

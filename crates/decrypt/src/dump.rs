@@ -105,10 +105,6 @@ impl CatalogReader {
 
     fn row(&mut self, target: &Target, row: &[u8], catalog: &mut Catalog) -> Result<(), Error> {
         let Some(table) = Table::parse(&target.table) else { return Ok(()) };
-        let columns = match target.columns.is_empty() {
-            true => table.columns(),
-            false => target.columns.clone(),
-        };
         let values: Vec<_> = split_end(row)
             .0
             .split(|byte| *byte == b'\t')
@@ -120,6 +116,10 @@ impl CatalogReader {
                 })
             })
             .collect();
+        let columns = match target.columns.is_empty() {
+            true => table.columns(values.len()),
+            false => target.columns.clone(),
+        };
         catalog.add_row(table, &columns, &values)
     }
 
@@ -144,11 +144,10 @@ impl CatalogReader {
         let words = Words::of(sql.trim_ascii_start(), standard_strings);
         let Some((_, table, mut at)) = words.qualified_name(2) else { return Ok(()) };
         let Some(table) = Table::parse(&table) else { return Ok(()) };
-        let mut columns = table.columns();
+        let mut named = Vec::new();
         if words.is(at, b"(") {
-            columns.clear();
             while !words.is(at, b")") && at < words.len() {
-                columns.extend(words.name(at + 1));
+                named.extend(words.name(at + 1));
                 at += 2;
             }
         }
@@ -167,6 +166,10 @@ impl CatalogReader {
                 });
                 at += 1;
             }
+            let columns = match named.is_empty() {
+                true => table.columns(row.len()),
+                false => named.clone(),
+            };
             catalog.add_row(table, &columns, &row)?;
             at += 2;
         }
