@@ -355,7 +355,8 @@ fn settings_redirect_nothing_and_hold_no_secret() {
     const FOR_EVERYBODY: [&str; 3] =
         ["encryption_ext.input", "encryption_ext.on_denied", "encryption_ext.output"];
     /// What everybody may see.
-    const SEEN: [&str; 7] = [
+    const SEEN: [&str; 8] = [
+        "encryption_ext.audit",
         "encryption_ext.cache_capacity",
         "encryption_ext.cache_stale_grace",
         "encryption_ext.cache_ttl",
