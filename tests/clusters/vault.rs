@@ -499,10 +499,11 @@ fn settings_are_the_administrators() {
     let bob = || setup.cluster.connect("bob", DATABASE);
     let names = admin.texts("SELECT name FROM pg_settings WHERE name LIKE 'encryption_ext.%'");
     let names: Vec<String> = names.into_iter().flatten().collect();
-    assert_eq!(names.len(), 60, "{names:?}");
+    assert_eq!(names.len(), 61, "{names:?}");
     // What everybody may change: see `penetration`.
     let free = ["encryption_ext.input", "encryption_ext.on_denied", "encryption_ext.output"];
     let open = [
+        "encryption_ext.audit",
         "encryption_ext.cache_capacity",
         "encryption_ext.cache_stale_grace",
         "encryption_ext.cache_ttl",
