@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use cluster_tests::{
-    Binary, DATABASE, Session, builder, connect, contains_any, create_extension, data_key,
+    Binary, DATABASE, Session, builder, connect, contains_any, create_extension, data_key, files,
     find_all, hex, keyring_file, texts_of,
 };
 use harness::cluster::{Cluster, backend_pid};
@@ -24,19 +24,6 @@ use serde_json::Value;
 /// search must find the latter.
 const SECRET: &str = "nEEdle/7Q:";
 const CONTROL: &str = "cOntrol/4X:";
-
-/// Every file below a folder that can be read, sockets left out.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().flatten() {
-        match entry.file_type().unwrap() {
-            kind if kind.is_dir() => found.extend(files(&entry.path())),
-            kind if kind.is_file() => found.push(entry.path()),
-            _ => {}
-        }
-    }
-    found
-}
 
 /// The files below a folder in which any of the needles occurs.
 fn files_with(folder: &Path, needles: &[Vec<u8>]) -> Vec<PathBuf> {

@@ -19,7 +19,8 @@ use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use cluster_tests::{
-    Binary, DATABASE, Session, builder, connect, contains_any, create_extension, data_key, hex,
+    Binary, DATABASE, Session, builder, connect, contains_any, create_extension, data_key, files,
+    hex,
 };
 use harness::cluster::{Cluster, backend_pid};
 use nix::sys::signal::{Signal, kill};
@@ -93,18 +94,6 @@ impl Report {
         let found = self.secrets.count(haystacks);
         self.rows.push((place, found));
     }
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().flatten() {
-        match entry.file_type().unwrap() {
-            kind if kind.is_dir() => found.extend(files(&entry.path())),
-            kind if kind.is_file() => found.push(entry.path()),
-            _ => {}
-        }
-    }
-    found
 }
 
 /// The contents of all files below a folder. One may vanish meanwhile.
