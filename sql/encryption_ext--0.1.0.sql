@@ -2085,8 +2085,9 @@ BEGIN
                 GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
                     detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
                 outcome := 'error';
-                -- A table or column that was renamed after its name was looked up.
-                IF code IN ('42P01', '42703') AND is_found AND renamed < 5 THEN
+                -- A table or column that was renamed or dropped after it was looked up: it is found under its
+                -- new name, or is said to be gone. (As a regclass, what was dropped is a number: 42601.)
+                IF code IN ('42P01', '42703', '42601', 'P0002') AND is_found AND renamed < 5 THEN
                     renamed := renamed + 1;
                     pause := 0.05;
                     CONTINUE turn;
