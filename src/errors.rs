@@ -156,6 +156,13 @@ pub(crate) struct Raised {
     pub(crate) hint: *const c_char,
 }
 
+/// What is called for every value returns its errors in a box: a result then fits in two registers.
+impl From<Box<Error>> for Error {
+    fn from(error: Box<Error>) -> Self {
+        *error
+    }
+}
+
 impl Error {
     /// Moves the error's texts into PostgreSQL's memory.
     pub(crate) fn raised(self) -> Raised {

@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
-use crate::{log_redaction, pg, restored, session, settings};
+use crate::{log_redaction, pg, restored, session, settings, types};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -44,6 +45,7 @@ struct Backend {
     catalog: HashMap<KeyId, Rc<Key>>,
     access: access::Decisions,
     last: Option<Authorized>,
+    in_use: InUse,
     digests: Option<Digests>,
     cache: KeyCache<Opened>,
     derived: DerivedCiphers<Secret<ValueCipher>>,
@@ -65,10 +67,72 @@ const ASKED_FOR_LONGER: Duration = Duration::from_secs(60);
 
 /// The key that was used last, and what decides whether it is to be looked up again. Most values in
 /// a row have one key and one user.
+#[derive(Clone)]
 struct Authorized {
     key: Rc<Key>,
     held: Held,
     authority: Authority,
+}
+
+/// The versions that the present statement has used last, each with what was found out about it. The
+/// steps of [`Backend::authorized`] and [`Backend::opened`] are not repeated for a value as long as all
+/// that they depend on stays the same.
+#[derive(Default)]
+struct InUse {
+    statement: i64,
+    authority: Option<Authority>,
+    versions: Vec<VersionInUse>,
+    /// The one that was used last. Most values in a row are of one key, or of as many as there are columns.
+    last: usize,
+}
+
+struct VersionInUse {
+    key_id: KeyId,
+    version: KeyVersion,
+    key: Rc<Key>,
+    held: Held,
+    cached: Rc<CachedKey<Opened>>,
+}
+
+impl InUse {
+    /// How many there are at most: more than a table has columns under different keys.
+    const MOST: usize = 16;
+
+    /// The number of a version, unless it is not here, or not for this statement and authority.
+    #[inline]
+    fn find(
+        &mut self,
+        statement: i64,
+        authority: Authority,
+        is_it: impl Fn(&VersionInUse) -> bool,
+    ) -> Option<usize> {
+        if self.statement != statement || self.authority != Some(authority) {
+            return None;
+        }
+        if !self.versions.get(self.last).is_some_and(&is_it) {
+            self.last = self.versions.iter().position(is_it)?;
+        }
+        Some(self.last)
+    }
+
+    /// Puts a version in, and returns its number.
+    fn put(&mut self, statement: i64, authority: Authority, version: VersionInUse) -> usize {
+        if self.statement != statement
+            || self.authority != Some(authority)
+            || self.versions.len() == Self::MOST
+        {
+            self.versions.clear();
+            (self.statement, self.authority) = (statement, Some(authority));
+        }
+        self.versions.push(version);
+        self.last = self.versions.len() - 1;
+        self.last
+    }
+
+    fn clear(&mut self) {
+        self.authority = None;
+        self.versions.clear();
+    }
 }
 
 /// The key of digests as it was looked up last, and what decides whether that is to be done again.
@@ -112,7 +176,7 @@ thread_local! {
 
 /// Calls `body` with this backend's state, which a process that was forked from another begins
 /// anew: memory of secrets is wiped on fork, and two processes must never count from one nonce.
-fn with_backend<T>(body: impl FnOnce(&mut Backend) -> Result<T, Error>) -> Result<T, Error> {
+fn with_backend<T, E>(body: impl FnOnce(&mut Backend) -> Result<T, E>) -> Result<T, E> {
     BACKEND.with_borrow_mut(|backend| {
         let process_id = session::process_id();
         if backend.as_ref().is_some_and(|backend| backend.process_id != process_id) {
@@ -141,17 +205,10 @@ pub(crate) struct Encrypting<'a> {
 pub(crate) fn encrypting<T>(
     key_id: KeyId,
     plaintext_len: usize,
-    body: impl FnOnce(Encrypting<'_>) -> Result<T, Error>,
-) -> Result<T, Error> {
+    body: impl FnOnce(Encrypting<'_>) -> Result<T, Box<Error>>,
+) -> Result<T, Box<Error>> {
     with_backend(|backend| {
-        backend.value_is_used();
-        let key = backend.authorized(key_id, Some(Privilege::Encrypt))?;
-        let is_masked = backend.last.as_ref().is_some_and(|last| last.held.is_masked());
-        let version = key
-            .active_version()
-            .ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?
-            .number;
-        let cached = backend.opened(&key, version)?;
+        let n = backend.use_active(key_id)?;
         if session::is_new_transaction() {
             backend.nonces.transaction_start(Instant::now());
         }
@@ -159,10 +216,12 @@ pub(crate) fn encrypting<T>(
             .nonces
             .next(backend.process_id, plaintext_len)
             .map_err(|_| Error::RandomUnavailable)?;
-        let cipher = backend.cipher(&cached, nonce.salt())?;
-        let mask = is_masked.then_some(&key.mask);
-        let result = body(Encrypting { name: &cached.name, version, nonce, mask, cipher })?;
-        backend.usage.count(key_id, version, &key, Purpose::Encrypted);
+        let VersionInUse { version, key, held, cached, .. } = &backend.in_use.versions[n];
+        let cipher = cipher(&mut backend.derived, cached, nonce.salt());
+        let mask = held.is_masked().then_some(&key.mask);
+        let encrypting = Encrypting { name: &cached.name, version: *version, nonce, mask, cipher };
+        let result = body(encrypting)?;
+        backend.usage.count(key_id, *version, key, Purpose::Encrypted);
         Ok(result)
     })
 }
@@ -179,15 +238,32 @@ pub(crate) fn decrypting<T>(
     version: KeyVersion,
     salt: &[u8; envelope::SALT_LEN],
     privilege: Option<Privilege>,
-    body: impl FnOnce(&KeyName, &ValueCipher) -> Result<T, Error>,
-) -> Result<T, Error> {
+    body: impl FnOnce(&KeyName, &ValueCipher) -> Result<T, Box<Error>>,
+) -> Result<T, Box<Error>> {
     with_backend(|backend| {
-        backend.value_is_used();
-        let key = backend.authorized(key_id, privilege)?;
-        let cached = backend.opened(&key, version)?;
-        let result = body(&cached.name, backend.cipher(&cached, salt)?)?;
-        backend.usage.count(key_id, version, &key, Purpose::of(privilege));
+        let n = backend.use_version(key_id, version, privilege)?;
+        let VersionInUse { key, cached, .. } = &backend.in_use.versions[n];
+        let result = body(&cached.name, cipher(&mut backend.derived, cached, salt))?;
+        backend.usage.count(key_id, version, key, Purpose::of(privilege));
         Ok(result)
+    })
+}
+
+/// As [`decrypting`], for a value whose plaintext turns out not to be needed.
+///
+/// # Errors
+///
+/// As for [`decrypting`].
+pub(crate) fn check_version(
+    key_id: KeyId,
+    version: KeyVersion,
+    privilege: Privilege,
+) -> Result<(), Box<Error>> {
+    with_backend(|backend| {
+        let n = backend.use_version(key_id, version, Some(privilege))?;
+        let key = &backend.in_use.versions[n].key;
+        backend.usage.count(key_id, version, key, Purpose::of(Some(privilege)));
+        Ok(())
     })
 }
 
@@ -207,8 +283,7 @@ pub(crate) fn check(key_id: KeyId, privilege: Privilege) -> Result<(), Error> {
 /// If there is no such key.
 pub(crate) fn masked(key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {
     with_backend(|backend| {
-        let key = backend.authorized(key_id, None)?;
-        let held = backend.access.held(pg::current_user(), &key);
+        let Authorized { key, held, .. } = backend.authorized(key_id, None)?;
         Ok(held.is_masked().then_some(key))
     })
 }
@@ -219,7 +294,7 @@ pub(crate) fn masked(key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {
 /// # Errors
 ///
 /// If the database has no key yet, or the version of it that digests are made with can't be had.
-pub(crate) fn digesting<T>(body: impl FnOnce(&DigestKey) -> T) -> Result<T, Error> {
+pub(crate) fn digesting<T>(body: impl FnOnce(&DigestKey) -> T) -> Result<T, Box<Error>> {
     with_backend(|backend| {
         let cached = backend.digest_key()?;
         let key = cached.value.material.digest.as_ref();
@@ -359,6 +434,7 @@ pub(crate) fn flush() {
             backend.derived.clear();
             backend.catalog.clear();
             backend.last = None;
+            backend.in_use.clear();
             backend.digests = None;
             backend.providers = Providers::default();
             backend.refresher = Refresher::new();
@@ -376,6 +452,7 @@ impl Backend {
             catalog: HashMap::new(),
             access: access::Decisions::default(),
             last: None,
+            in_use: InUse::default(),
             digests: None,
             cache: KeyCache::new(settings::cache_capacity(), settings::cache_ttl()),
             derived: DerivedCiphers::new(DERIVED_CIPHERS),
@@ -399,6 +476,7 @@ impl Backend {
             // lock of PostgreSQL's is held that forbids it.
             unsafe { pg_sys::AcceptInvalidationMessages() };
             self.statement = statement;
+            self.in_use.clear();
             self.cache.set_limits(settings::cache_capacity(), settings::cache_ttl());
             let (refreshed, outages) = self.refresher.take();
             for refreshed in refreshed {
@@ -424,30 +502,98 @@ impl Backend {
         log_redaction::value_used(statement);
     }
 
-    /// The key with this id, if the current user has `privilege`, if any, on it.
+    /// The number in `in_use` of a key's active version, if the current user may encrypt with it.
+    #[inline]
+    fn use_active(&mut self, key_id: KeyId) -> Result<usize, Box<Error>> {
+        self.value_is_used();
+        let is_active = |used: &VersionInUse| {
+            used.key_id == key_id
+                && used.key.active_version().is_some_and(|active| active.number == used.version)
+        };
+        let found = self.in_use.find(pg::statement_start(), Authority::now(), is_active);
+        match found.filter(|&n| self.in_use.versions[n].held.has(Privilege::Encrypt)) {
+            Some(n) => Ok(self.hit(n)),
+            None => {
+                let Authorized { key, held, authority } =
+                    self.authorized(key_id, Some(Privilege::Encrypt))?;
+                let active = key.active_version();
+                let version = active
+                    .ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?
+                    .number;
+                self.open_for_use(key, held, authority, version)
+            }
+        }
+    }
+
+    /// The number in `in_use` of a version that may decrypt, if the current user has `privilege`, if any,
+    /// on its key.
+    #[inline]
+    fn use_version(
+        &mut self,
+        key_id: KeyId,
+        version: KeyVersion,
+        privilege: Option<Privilege>,
+    ) -> Result<usize, Box<Error>> {
+        self.value_is_used();
+        let is_it = |used: &VersionInUse| (used.key_id, used.version) == (key_id, version);
+        let found = self.in_use.find(pg::statement_start(), Authority::now(), is_it);
+        let may = |n: &usize| {
+            privilege.is_none_or(|privilege| self.in_use.versions[*n].held.has(privilege))
+        };
+        match found.filter(may) {
+            Some(n) => Ok(self.hit(n)),
+            None => {
+                let Authorized { key, held, authority } = self.authorized(key_id, privilege)?;
+                self.open_for_use(key, held, authority, version)
+            }
+        }
+    }
+
+    fn hit(&mut self, n: usize) -> usize {
+        self.cache.count_hit(&self.in_use.versions[n].cached);
+        n
+    }
+
+    #[inline(never)]
+    fn open_for_use(
+        &mut self,
+        key: Rc<Key>,
+        held: Held,
+        authority: Authority,
+        version: KeyVersion,
+    ) -> Result<usize, Box<Error>> {
+        let cached = self.opened(&key, version)?;
+        let key_id = key.name.id();
+        let used = VersionInUse { key_id, version, key, held, cached };
+        // Of the statement that has taken notice of changes: while that may not be done, the present one has
+        // not, and each of its values comes here. And under the authority from before the key was looked up,
+        // which is not the present one if something has changed meanwhile.
+        Ok(self.in_use.put(self.statement, authority, used))
+    }
+
+    /// The key with this id and what the current user holds on it, if `privilege`, if any, is among that.
     fn authorized(
         &mut self,
         key_id: KeyId,
         privilege: Option<Privilege>,
-    ) -> Result<Rc<Key>, Error> {
+    ) -> Result<Authorized, Error> {
         self.begin_statement();
         let authority = Authority::now();
-        let (key, held) = match self.last.as_ref().filter(|last| last.is(key_id, authority)) {
-            Some(last) => (Rc::clone(&last.key), last.held),
+        let authorized = match self.last.as_ref().filter(|last| last.is(key_id, authority)) {
+            Some(last) => last.clone(),
             None => {
                 let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
                 let held = self.access.held(pg::current_user(), &key);
-                self.last = Some(Authorized { key: Rc::clone(&key), held, authority });
-                (key, held)
+                self.last.insert(Authorized { key, held, authority }).clone()
             }
         };
         if let Some(privilege) = privilege
-            && let Err(error) = held.check(&key, privilege)
+            && let Err(error) = authorized.held.check(&authorized.key, privilege)
         {
-            self.usage.denied(&key, privilege, error.sqlstate());
+            self.usage.denied(&authorized.key, privilege, error.sqlstate());
             return Err(error);
         }
-        Ok(key)
+        Ok(authorized)
     }
 
     /// The version of the database key that digests are made with. It stays what it is within a
@@ -460,13 +606,12 @@ impl Backend {
         {
             return Ok(Rc::clone(&digests.cached));
         }
-        let name = KeyName::parse(DATABASE_KEY)
-            .map_err(|_| Error::Internal { what: "the database key's name is invalid" })?;
-        let key = self.find(name.id())?.ok_or_else(|| Error::unknown_id(name.id()))?;
+        let key_id = types::database_key_id()?;
+        let key = self.find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
         let version = match &self.digests {
             Some(digests) if digests.generation == generation => digests.cached.version,
             _ if !session::may_wait() => {
-                return Err(Error::KeyUnavailableHere { key: name.to_string() });
+                return Err(Error::KeyUnavailableHere { key: key.name.to_string() });
             }
             _ => catalog::read_digest_version()?.ok_or(Error::DigestVersionUnset)?,
         };
@@ -481,6 +626,7 @@ impl Backend {
         if self.catalog_generation != generation {
             self.catalog.clear();
             self.access.clear();
+            self.in_use.clear();
             self.catalog_generation = generation;
         }
         if let Some(key) = self.catalog.get(&key_id) {
@@ -502,6 +648,7 @@ impl Backend {
             self.cache.forget(key_id, version.number);
             self.derived.forget(key_id, version.number);
         }
+        self.in_use.clear();
     }
 
     /// The bytes of a version that may decrypt: from the cache, or from its provider.
@@ -569,18 +716,6 @@ impl Backend {
                 left.as_secs()
             );
         }
-    }
-
-    /// The cipher for values with this salt under a version that is here.
-    fn cipher(
-        &mut self,
-        cached: &CachedKey<Opened>,
-        salt: &[u8; envelope::SALT_LEN],
-    ) -> Result<&ValueCipher, Error> {
-        let cipher = self.derived.get_or_derive(cached.name.id(), cached.version, salt, || {
-            Ok::<_, Error>(Secret::new(cached.value.material.values.derive(salt)))
-        })?;
-        Ok(cipher)
     }
 
     /// The key's other readable versions are fetched with the first, so that a statement that
@@ -712,6 +847,22 @@ impl Backend {
 
     fn statement_id(&self) -> StatementId {
         StatementId(self.statement.cast_unsigned())
+    }
+}
+
+/// The cipher for values with this salt under a version that is here.
+#[inline]
+fn cipher<'a>(
+    derived: &'a mut DerivedCiphers<Secret<ValueCipher>>,
+    cached: &CachedKey<Opened>,
+    salt: &[u8; envelope::SALT_LEN],
+) -> &'a ValueCipher {
+    let cipher = derived.get_or_derive(cached.name.id(), cached.version, salt, || {
+        Ok::<_, Infallible>(Secret::new(cached.value.material.values.derive(salt)))
+    });
+    match cipher {
+        Ok(cipher) => cipher,
+        Err(never) => match never {},
     }
 }
 

@@ -372,7 +372,7 @@ impl Column {
     fn key(&self) -> Result<envelope::KeyId, Error> {
         match self.modifier {
             ..0 => Err(Error::Internal { what: "an encrypted column names no key" }),
-            modifier => key_of_modifier(modifier),
+            modifier => Ok(key_of_modifier(modifier)?),
         }
     }
 

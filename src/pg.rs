@@ -58,6 +58,12 @@ mod raw {
             context: *mut c_void,
         ) -> bool;
         pub(super) fn GetCurrentTransactionNestLevel() -> c_int;
+        pub(super) fn MemoryContextAllocExtended(
+            context: pg_sys::MemoryContext,
+            size: pg_sys::Size,
+            flags: c_int,
+        ) -> *mut c_void;
+        pub(super) fn pfree(chunk: *mut c_void);
         pub(super) fn hash_bytes(bytes: *const u8, len: c_int) -> u32;
         pub(super) fn hash_bytes_extended(bytes: *const u8, len: c_int, seed: u64) -> u64;
     }
@@ -122,6 +128,42 @@ pub(crate) fn is_logical_worker() -> bool {
 pub(crate) fn is_historic_snapshot_active() -> bool {
     // SAFETY: compares a static variable (src/backend/utils/time/snapmgr.c).
     unsafe { raw::HistoricSnapshotActive() }
+}
+
+/// `size` bytes in the current memory context, at most `MaxAllocSize`. If there is no more memory,
+/// PostgreSQL's error says so.
+pub(crate) fn allocate(size: usize) -> *mut u8 {
+    // SAFETY: PostgreSQL always has a current memory context.
+    unsafe { allocate_in(pg_sys::CurrentMemoryContext, size) }
+}
+
+/// The same in another one.
+///
+/// # Safety
+///
+/// `context` is a live memory context.
+pub(crate) unsafe fn allocate_in(context: pg_sys::MemoryContext, size: usize) -> *mut u8 {
+    // SAFETY: the caller's promise. With this flag no error is raised (src/backend/utils/mmgr/mcxt.c): a null
+    // pointer says that there is no memory. The second call raises one, which the guard around it takes up.
+    unsafe {
+        let chunk =
+            raw::MemoryContextAllocExtended(context, size, pg_sys::MCXT_ALLOC_NO_OOM as c_int);
+        match chunk.is_null() {
+            false => chunk.cast(),
+            true => pg_sys::MemoryContextAlloc(context, size).cast(),
+        }
+    }
+}
+
+/// Gives memory back before its context is emptied.
+///
+/// # Safety
+///
+/// `chunk` is from `palloc` or the like, and nothing refers to it. (Only of another pointer would `pfree` raise
+/// an error.)
+pub(crate) unsafe fn free(chunk: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { raw::pfree(chunk.cast()) }
 }
 
 /// PostgreSQL's hash of bytes.

@@ -116,10 +116,12 @@ pub(crate) fn is_definer() -> bool {
 
 /// Whether the session calls itself pg_dump, as pg_dump and pg_dumpall do by default.
 pub(crate) fn is_named_pg_dump() -> bool {
-    // SAFETY: a setting of this backend's, a NUL-terminated string if it is not a null pointer.
+    const NAME: &[u8] = b"pg_dump";
+    // SAFETY: a setting of this backend's, a NUL-terminated string if it is not a null pointer; its bytes
+    // are read up to the first that is another one. (This is asked for every value.)
     unsafe {
-        let name = pg_sys::application_name;
-        !name.is_null() && CStr::from_ptr(name).to_bytes().starts_with(b"pg_dump")
+        let name = pg_sys::application_name.cast::<u8>();
+        !name.is_null() && (0..NAME.len()).all(|n| *name.add(n) == NAME[n])
     }
 }
 

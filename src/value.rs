@@ -1,6 +1,6 @@
 //! A value's way from plaintext to ciphertext and back, for both types.
 
-use envelope::{Header, OVERHEAD, PlaintextKind, Sealed};
+use envelope::{Header, KeyName, OVERHEAD, PlaintextKind, Sealed, ValueCipher};
 
 use crate::catalog::Privilege;
 use crate::errors::Error;
@@ -18,12 +18,12 @@ pub(crate) fn seal(
     key_id: envelope::KeyId,
     kind: PlaintextKind,
     plaintext: &[u8],
-) -> Result<Buffer, Error> {
+) -> Result<Buffer, Box<Error>> {
     keys::encrypting(key_id, plaintext.len(), |key| {
         if let Some(mask) = key.mask
             && mask.may_be(plaintext)
         {
-            return Err(Error::MaskWrittenBack { key: key.name.clone() });
+            return Err(Error::MaskWrittenBack { key: key.name.clone() }.into());
         }
         let header = Header { kind, key_id, key_version: key.version, nonce: key.nonce };
         let mut sealed = Buffer::new(Shape::Varlena, plaintext.len() + OVERHEAD)?;
@@ -32,6 +32,35 @@ pub(crate) fn seal(
             .map_err(|_| Error::ValueTooLong)?;
         Ok(sealed)
     })
+}
+
+/// Calls `body` with the plaintext of `value`, which is gone when it returns: a short one is never in memory
+/// of PostgreSQL's.
+///
+/// # Errors
+///
+/// As for [`open`].
+pub(crate) fn with_plaintext<T>(
+    value: &Sealed<'_>,
+    privilege: Option<Privilege>,
+    body: impl FnOnce(&[u8]) -> T,
+) -> Result<T, Box<Error>> {
+    const SHORT: usize = 256;
+    let mut short = [0; SHORT];
+    match short.get_mut(..value.plaintext_len()) {
+        Some(plaintext) => {
+            decrypting(value, privilege, |name, cipher| {
+                cipher.open(value, name, plaintext).map_err(|_| not_authentic(name, value))
+            })?;
+            Ok(body(plaintext))
+        }
+        None => {
+            let plaintext = open(value, privilege, Shape::Varlena)?;
+            let result = body(plaintext.bytes());
+            plaintext.free();
+            Ok(result)
+        }
+    }
 }
 
 /// Decrypts `value` into a new buffer of the given shape. The current user needs `privilege`, if
@@ -44,22 +73,29 @@ pub(crate) fn open(
     value: &Sealed<'_>,
     privilege: Option<Privilege>,
     shape: Shape,
-) -> Result<Buffer, Error> {
-    let header = value.header();
-    keys::decrypting(
-        header.key_id,
-        header.key_version,
-        header.nonce.salt(),
-        privilege,
-        |name, cipher| {
-            let mut plaintext = Buffer::new(shape, value.plaintext_len())?;
-            match cipher.open(value, name, plaintext.bytes_mut()) {
-                Ok(()) => Ok(plaintext),
-                Err(_) => {
-                    plaintext.free();
-                    Err(Error::ValueNotAuthentic { key: name.clone(), version: header.key_version })
-                }
+) -> Result<Buffer, Box<Error>> {
+    decrypting(value, privilege, |name, cipher| {
+        let mut plaintext = Buffer::new(shape, value.plaintext_len())?;
+        match cipher.open(value, name, plaintext.bytes_mut()) {
+            Ok(()) => Ok(plaintext),
+            Err(_) => {
+                plaintext.free();
+                Err(not_authentic(name, value))
             }
-        },
-    )
+        }
+    })
+}
+
+#[inline]
+fn decrypting<T>(
+    value: &Sealed<'_>,
+    privilege: Option<Privilege>,
+    body: impl FnOnce(&KeyName, &ValueCipher) -> Result<T, Box<Error>>,
+) -> Result<T, Box<Error>> {
+    keys::decrypting(value.key_id(), value.key_version(), value.salt(), privilege, body)
+}
+
+#[cold]
+fn not_authentic(name: &KeyName, value: &Sealed<'_>) -> Box<Error> {
+    Box::new(Error::ValueNotAuthentic { key: name.clone(), version: value.key_version() })
 }

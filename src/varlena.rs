@@ -5,6 +5,7 @@ use std::ffi::c_char;
 use pgrx::{pg_sys, varlena};
 
 use crate::errors::Error;
+use crate::pg;
 
 /// The length word before a value's bytes.
 const HEADER_LEN: usize = pg_sys::VARHDRSZ;
@@ -88,7 +89,7 @@ impl Varlena {
     /// Frees the value before its memory context does.
     pub(crate) fn free(self) {
         // SAFETY: callers own the value, which is a palloc'd chunk.
-        unsafe { pg_sys::pfree(self.0.cast()) }
+        unsafe { pg::free(self.0.cast()) }
     }
 
     /// Frees the value if it is not the one that `original` points to, that is, if detoasting
@@ -124,13 +125,12 @@ impl Buffer {
     /// # Errors
     ///
     /// If a value that long would be longer than PostgreSQL can allocate (1 GB).
-    pub(crate) fn new(shape: Shape, len: usize) -> Result<Self, Error> {
+    pub(crate) fn new(shape: Shape, len: usize) -> Result<Self, Box<Error>> {
         let total = len.saturating_add(HEADER_LEN);
         if total > MAX_ALLOC_SIZE {
-            return Err(Error::ValueTooLong);
+            return Err(Error::ValueTooLong.into());
         }
-        // SAFETY: palloc returns `total` bytes or raises an error.
-        let start = unsafe { pg_sys::palloc(total) }.cast::<u8>();
+        let start = pg::allocate(total);
         match shape {
             // SAFETY: `start` has room for the length word; `total` is below 2^30.
             Shape::Varlena => unsafe { varlena::set_varsize_4b(start.cast(), total as i32) },
@@ -175,7 +175,7 @@ impl Buffer {
     /// Frees the memory before its context does.
     pub(crate) fn free(self) {
         // SAFETY: `start` is a palloc'd chunk, and `self` was the only reference to it.
-        unsafe { pg_sys::pfree(self.start.cast()) }
+        unsafe { pg::free(self.start) }
     }
 
     /// A value of the given shape with these bytes.
@@ -183,7 +183,7 @@ impl Buffer {
     /// # Errors
     ///
     /// As for [`Buffer::new`].
-    pub(crate) fn copy_of(shape: Shape, bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn copy_of(shape: Shape, bytes: &[u8]) -> Result<Self, Box<Error>> {
         let mut buffer = Self::new(shape, bytes.len())?;
         buffer.bytes_mut().copy_from_slice(bytes);
         Ok(buffer)

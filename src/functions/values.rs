@@ -50,7 +50,7 @@ fn try_decrypt<T: EncryptedType>(call: &mut Call) -> Result<pg_sys::Datum, Error
     match decrypted {
         Ok(plaintext) => Ok(plaintext.datum()),
         Err(error) if error.is_of_value() => Ok(call.null()),
-        Err(error) => Err(error),
+        Err(error) => Err(*error),
     }
 }
 

@@ -19,16 +19,42 @@ use crate::varlena::Varlena;
 use crate::{keys, session};
 
 /// Whether the arguments have equal plaintexts. The current user needs `compare` on their keys.
-fn equal<T: Comparable, L: Side, R: Side>(call: &Call) -> Result<bool, Error> {
+fn equal<T: Comparable, L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error>> {
     let collation = call.collation();
+    if T::is_equality_of_bytes(collation) {
+        return equal_bytes::<L, R>(call);
+    }
     compare::<L, R, _>(call, Privilege::Compare, true, |left, right| {
         T::equal(left, right, collation)
     })
 }
 
+/// Whether the arguments have plaintexts of the same bytes. If these have different lengths, nothing is
+/// decrypted, as PostgreSQL's `texteq` fetches no texts to see that.
+fn equal_bytes<L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error>> {
+    const PRIVILEGE: Privilege = Privilege::Compare;
+    if L::IS_ENCRYPTED && R::IS_ENCRYPTED && are_identical(call, PRIVILEGE)? {
+        return Ok(true);
+    }
+    let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
+    let equal = match (L::len(left), R::len(right)) {
+        (Some(left_len), Some(right_len)) if left_len != right_len => {
+            L::check(left, PRIVILEGE)?;
+            R::check(right, PRIVILEGE)?;
+            false
+        }
+        _ => L::with_bytes(left, PRIVILEGE, kept(call, 0), |left| {
+            R::with_bytes(right, PRIVILEGE, kept(call, 1), |right| left == right)
+        })??,
+    };
+    L::free(left);
+    R::free(right);
+    Ok(equal)
+}
+
 /// The order of the arguments' plaintexts. The current user needs `decrypt` on their keys: whoever
 /// can compare for order finds a plaintext by bisection.
-fn order<T: Comparable>(call: &Call) -> Result<Ordering, Error> {
+fn order<T: Comparable>(call: &Call) -> Result<Ordering, Box<Error>> {
     let collation = call.collation();
     let compared = |left, right| T::order(left, right, collation);
     compare::<Encrypted<T>, Encrypted<T>, _>(call, Privilege::Decrypt, Ordering::Equal, compared)
@@ -41,22 +67,25 @@ fn compare<L: Side, R: Side, O>(
     privilege: Privilege,
     same: O,
     body: impl FnOnce(Varlena, Varlena) -> O,
-) -> Result<O, Error> {
+) -> Result<O, Box<Error>> {
     if L::IS_ENCRYPTED && R::IS_ENCRYPTED && are_identical(call, privilege)? {
         return Ok(same);
     }
-    let left = L::plaintext(call, 0, privilege, kept(call, 0))?;
-    let right = R::plaintext(call, 1, privilege, kept(call, 1))?;
-    let result = body(left.base, right.base);
-    left.free();
-    right.free();
+    let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
+    let left_plaintext = L::plaintext(left, privilege, kept(call, 0))?;
+    let right_plaintext = R::plaintext(right, privilege, kept(call, 1))?;
+    let result = body(left_plaintext.base, right_plaintext.base);
+    left_plaintext.free();
+    right_plaintext.free();
+    L::free(left);
+    R::free(right);
     Ok(result)
 }
 
 /// Whether the arguments are the same ciphertext, of a key that the current user has `privilege` on. A worker
 /// that applies a subscription's changes may lack it, and the key: by this it finds the rows of REPLICA
 /// IDENTITY FULL (`tuples_equal` of `src/backend/executor/execReplication.c`), and tells nobody.
-fn are_identical(call: &Call, privilege: Privilege) -> Result<bool, Error> {
+fn are_identical(call: &Call, privilege: Privilege) -> Result<bool, Box<Error>> {
     let applies = session::is_logical_worker();
     let (left_datum, right_datum) = (call.datum(0), call.datum(1));
     // Values out of line are not fetched for this: if they are the same, they are decrypted.
@@ -66,7 +95,7 @@ fn are_identical(call: &Call, privilege: Privilege) -> Result<bool, Error> {
     let (left, right) = (call.varlena(0), call.varlena(1));
     let identical = left.bytes() == right.bytes();
     if identical && !applies {
-        keys::check(parse(left)?.header().key_id, privilege)?;
+        keys::check(parse(left)?.key_id(), privilege)?;
     }
     left.free_if_copy(left_datum);
     right.free_if_copy(right_datum);

@@ -49,9 +49,11 @@ fn digest_of<S: Side>(call: &Call, digest: DigestOf) -> Result<Digest, Error> {
     if domain.len() > MAX_DOMAIN_LEN {
         return Err(Error::DigestDomainTooLong);
     }
-    let plaintext = S::plaintext(call, 0, Privilege::Compare, None)?;
+    let argument = S::argument(call, 0)?;
+    let plaintext = S::plaintext(argument, Privilege::Compare, None)?;
     let result = digest(plaintext.base, form, domain, call.collation());
     plaintext.free();
+    S::free(argument);
     result
 }
 
@@ -81,7 +83,7 @@ fn text_digest(
     let (class, text) = canonical_text(lower.unwrap_or(text).bytes());
     let made = |bytes: &[u8]| {
         let input = DigestInput { class, form, domain, bytes };
-        keys::digesting(|key| key.digest(&input))
+        Ok(keys::digesting(|key| key.digest(&input))?)
     };
     match (form, class) {
         (Form::AsIs | Form::Lower, _) => made(&text),
@@ -103,7 +105,7 @@ fn bytea_digest(
     match form {
         Form::AsIs => {
             let input = DigestInput { class: Class::Bytea, form, domain, bytes: bytes.bytes() };
-            keys::digesting(|key| key.digest(&input))
+            Ok(keys::digesting(|key| key.digest(&input))?)
         }
         Form::Lower => Err(Error::NormalFormUnavailable { name: "lower" }),
         Form::NfkcCasefold => Err(Error::NormalFormUnavailable { name: "nfkc_casefold" }),

@@ -5,6 +5,7 @@
 //! encrypted or not. The current user needs `compare` on a value's key: whoever can have values
 //! looked up by their digests can try guesses.
 
+use keyring::digest::Digest;
 use pgrx::pg_sys;
 
 use super::side::{Base, Encrypted, Name, Side};
@@ -15,10 +16,10 @@ use crate::fmgr::{Call, sql_function};
 use crate::types::{EncryptedBytea, EncryptedText};
 
 /// The digest of the call's first argument.
-fn digest<T: Comparable, S: Side>(call: &Call) -> Result<keyring::digest::Digest, Error> {
-    let plaintext = S::plaintext(call, 0, Privilege::Compare, None)?;
-    let digest = T::equality_digest(plaintext.base, call.collation())?;
-    plaintext.free();
+fn digest<T: Comparable, S: Side>(call: &Call) -> Result<Digest, Box<Error>> {
+    let argument = S::argument(call, 0)?;
+    let digest = S::digest::<T>(argument, Privilege::Compare, call.collation())?;
+    S::free(argument);
     Ok(digest)
 }
 
@@ -56,11 +57,10 @@ macro_rules! base_equality {
     ($($name:ident: $type:ty, $left:ty, $right:ty;)*) => {
         $(sql_function! {
             fn $name(call) {
-                let left = <$left>::plaintext(call, 0, Privilege::Compare, None)?;
-                let right = <$right>::plaintext(call, 1, Privilege::Compare, None)?;
+                let (left, right) = (<$left>::argument(call, 0)?, <$right>::argument(call, 1)?);
                 let equal = <$type>::equal(left.base, right.base, call.collation());
-                left.free();
-                right.free();
+                <$left>::free(left);
+                <$right>::free(right);
                 Ok(pg_sys::Datum::from(equal))
             }
         })*

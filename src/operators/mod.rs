@@ -28,6 +28,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ffi::c_int;
 
+use envelope::Sealed;
 use keyring::digest::{Class, Digest, DigestInput, Form};
 use pgrx::pg_sys;
 
@@ -54,12 +55,19 @@ pub(crate) trait Comparable: EncryptedType {
     /// Their order.
     fn order(left: Varlena, right: Varlena, collation: pg_sys::Oid) -> Ordering;
 
+    /// Prepares a sort of values of the base type, in which `sort` names the collation and the context.
+    fn sort_base(sort: &mut pg_sys::SortSupportData);
+
+    /// The class that the bytes of a value of this type are digested in, where these are its plaintext as it
+    /// is and decide alone whether it is equal to another.
+    fn class_of(value: &Sealed<'_>, collation: pg_sys::Oid) -> Option<Class>;
+
     /// The digest that all values have that are equal to this one.
     ///
     /// # Errors
     ///
     /// If the key of digests can't be had, or the collation is unknown.
-    fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Error>;
+    fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Box<Error>>;
 }
 
 impl Comparable for EncryptedText {
@@ -95,9 +103,18 @@ impl Comparable for EncryptedText {
         order.cmp(&0)
     }
 
-    fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Error> {
+    fn sort_base(sort: &mut pg_sys::SortSupportData) {
+        // SAFETY: the sort is as sortsupport.h asks for; text is one of the types that the function is for.
+        unsafe { pg_sys::varstr_sortsupport(sort, pg_sys::TEXTOID, sort.ssup_collation) };
+    }
+
+    fn class_of(value: &Sealed<'_>, collation: pg_sys::Oid) -> Option<Class> {
+        (Self::base_len(value).is_some() && is_deterministic(collation)).then_some(Class::Text)
+    }
+
+    fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Box<Error>> {
         if collation == pg_sys::InvalidOid {
-            return Err(Error::CollationUnknown);
+            return Err(Error::CollationUnknown.into());
         }
         if is_deterministic(collation) {
             let (class, bytes) = canonical_text(base.bytes());
@@ -127,7 +144,16 @@ impl Comparable for EncryptedBytea {
         left.bytes().cmp(right.bytes())
     }
 
-    fn equality_digest(base: Varlena, _: pg_sys::Oid) -> Result<Digest, Error> {
+    fn sort_base(sort: &mut pg_sys::SortSupportData) {
+        // SAFETY: as for text; `bytea_sortsupport` of src/backend/utils/adt/varlena.c does the same.
+        unsafe { pg_sys::varstr_sortsupport(sort, pg_sys::BYTEAOID, C_COLLATION) };
+    }
+
+    fn class_of(value: &Sealed<'_>, _: pg_sys::Oid) -> Option<Class> {
+        Self::base_len(value).map(|_| Class::Bytea)
+    }
+
+    fn equality_digest(base: Varlena, _: pg_sys::Oid) -> Result<Digest, Box<Error>> {
         digest(Class::Bytea, base.bytes())
     }
 }
@@ -143,7 +169,7 @@ fn canonical_text(text: &[u8]) -> (Class, Cow<'_, [u8]>) {
     (class, plaintext)
 }
 
-fn digest(class: Class, bytes: &[u8]) -> Result<Digest, Error> {
+fn digest(class: Class, bytes: &[u8]) -> Result<Digest, Box<Error>> {
     let input = DigestInput { class, form: Form::AsIs, domain: b"", bytes };
     keys::digesting(|key| key.digest(&input))
 }

@@ -67,7 +67,7 @@ impl Plaintext {
 pub(super) fn decrypt<T: EncryptedType>(
     value: Varlena,
     privilege: Privilege,
-) -> Result<Plaintext, Error> {
+) -> Result<Plaintext, Box<Error>> {
     let base = T::decrypt(&parse(value)?, Some(privilege))?.varlena();
     Ok(Plaintext { base, is_own: true })
 }
@@ -141,7 +141,7 @@ impl Plaintexts {
         left: Varlena,
         right: Varlena,
         privilege: Privilege,
-    ) -> Result<(Plaintext, Plaintext), Error> {
+    ) -> Result<(Plaintext, Plaintext), Box<Error>> {
         if self.slot_of(left.bytes()) == self.slot_of(right.bytes()) {
             let left = decrypt::<T>(left, privilege)?;
             return Ok((left, self.find_or_decrypt::<T>(right, privilege)?));
@@ -165,7 +165,7 @@ impl Plaintexts {
         &mut self,
         value: Varlena,
         privilege: Privilege,
-    ) -> Result<Plaintext, Error> {
+    ) -> Result<Plaintext, Box<Error>> {
         let authority = Authority::now();
         if self.authority != authority {
             self.clear();

@@ -2,69 +2,212 @@
 
 use std::marker::PhantomData;
 
+use envelope::Sealed;
+use keyring::digest::Digest;
 use pgrx::pg_sys;
 
 use super::plaintexts::{Plaintext, Plaintexts, decrypt};
+use super::{Comparable, digest};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::Call;
-use crate::types::EncryptedType;
+use crate::keys;
+use crate::types::{EncryptedType, parse};
 use crate::varlena::Varlena;
 
 /// What the SQL type of an argument is: how a plaintext is had from it.
-pub(super) trait Side {
+pub(super) trait Side: Sized {
     /// Whether its values are encrypted.
     const IS_ENCRYPTED: bool;
 
-    /// The plaintext of argument `n`, as a value of the base type.
+    /// An argument that was looked at.
+    type Argument: Copy;
+
+    /// Argument `n`.
+    ///
+    /// # Errors
+    ///
+    /// If it isn't a value.
+    fn argument(call: &Call, n: usize) -> Result<Self::Argument, Box<Error>>;
+
+    /// The plaintext of an argument, as a value of the base type.
     ///
     /// # Errors
     ///
     /// If it can't be decrypted, or the current user hasn't got `privilege` on its key.
     fn plaintext(
-        call: &Call,
-        n: usize,
+        argument: Self::Argument,
         privilege: Privilege,
         kept: Option<&mut Plaintexts>,
-    ) -> Result<Plaintext, Error>;
+    ) -> Result<Plaintext, Box<Error>>;
+
+    /// Calls `body` with the bytes of that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Side::plaintext`].
+    fn with_bytes<R>(
+        argument: Self::Argument,
+        privilege: Privilege,
+        kept: Option<&mut Plaintexts>,
+        body: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Box<Error>> {
+        let plaintext = Self::plaintext(argument, privilege, kept)?;
+        let result = body(plaintext.base.bytes());
+        plaintext.free();
+        Ok(result)
+    }
+
+    /// How many bytes that has, where it is known without decrypting it.
+    fn len(argument: Self::Argument) -> Option<usize>;
+
+    /// Whether what decrypting it would need is there: the privilege and the key.
+    ///
+    /// # Errors
+    ///
+    /// If not.
+    fn check(argument: Self::Argument, privilege: Privilege) -> Result<(), Box<Error>>;
+
+    /// The digest that all values have that are equal to an argument under a collation.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Side::plaintext`], and if the key of digests can't be had.
+    fn digest<C: Comparable>(
+        argument: Self::Argument,
+        privilege: Privilege,
+        collation: pg_sys::Oid,
+    ) -> Result<Digest, Box<Error>> {
+        let plaintext = Self::plaintext(argument, privilege, None)?;
+        let digest = C::equality_digest(plaintext.base, collation)?;
+        plaintext.free();
+        Ok(digest)
+    }
+
+    /// Frees what looking at an argument has made, if that is anything.
+    fn free(argument: Self::Argument);
 }
 
 /// A value of the encrypted type `T`.
 pub(super) struct Encrypted<T>(PhantomData<T>);
 
+/// A value that was parsed, and what PostgreSQL passed.
+#[derive(Clone, Copy)]
+pub(super) struct EncryptedArgument {
+    datum: pg_sys::Datum,
+    stored: Varlena,
+    sealed: Sealed<'static>,
+}
+
 impl<T: EncryptedType> Side for Encrypted<T> {
     const IS_ENCRYPTED: bool = true;
 
+    type Argument = EncryptedArgument;
+
+    #[inline]
+    fn argument(call: &Call, n: usize) -> Result<EncryptedArgument, Box<Error>> {
+        let stored = call.varlena(n);
+        Ok(EncryptedArgument { datum: call.datum(n), stored, sealed: parse(stored)? })
+    }
+
     fn plaintext(
-        call: &Call,
-        n: usize,
+        argument: EncryptedArgument,
         privilege: Privilege,
         kept: Option<&mut Plaintexts>,
-    ) -> Result<Plaintext, Error> {
-        let value = call.varlena(n);
-        let plaintext = match kept {
-            None => decrypt::<T>(value, privilege)?,
-            Some(kept) => kept.find_or_decrypt::<T>(value, privilege)?,
+    ) -> Result<Plaintext, Box<Error>> {
+        match kept {
+            None => decrypt::<T>(argument.stored, privilege),
+            Some(kept) => kept.find_or_decrypt::<T>(argument.stored, privilege),
+        }
+    }
+
+    #[inline]
+    fn with_bytes<R>(
+        argument: EncryptedArgument,
+        privilege: Privilege,
+        kept: Option<&mut Plaintexts>,
+        body: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Box<Error>> {
+        let Some(kept) = kept else {
+            return T::with_base(&argument.sealed, Some(privilege), body);
         };
-        value.free_if_copy(call.datum(n));
-        Ok(plaintext)
+        let plaintext = kept.find_or_decrypt::<T>(argument.stored, privilege)?;
+        let result = body(plaintext.base.bytes());
+        plaintext.free();
+        Ok(result)
+    }
+
+    #[inline]
+    fn len(argument: EncryptedArgument) -> Option<usize> {
+        T::base_len(&argument.sealed)
+    }
+
+    fn check(argument: EncryptedArgument, privilege: Privilege) -> Result<(), Box<Error>> {
+        let sealed = argument.sealed;
+        keys::check_version(sealed.key_id(), sealed.key_version(), privilege)
+    }
+
+    fn digest<C: Comparable>(
+        argument: EncryptedArgument,
+        privilege: Privilege,
+        collation: pg_sys::Oid,
+    ) -> Result<Digest, Box<Error>> {
+        if let Some(class) = C::class_of(&argument.sealed, collation) {
+            let privilege = Some(privilege);
+            return C::with_base(&argument.sealed, privilege, |bytes| digest(class, bytes))?;
+        }
+        let plaintext = Self::plaintext(argument, privilege, None)?;
+        let digest = C::equality_digest(plaintext.base, collation)?;
+        plaintext.free();
+        Ok(digest)
+    }
+
+    #[inline]
+    fn free(argument: EncryptedArgument) {
+        argument.stored.free_if_copy(argument.datum);
     }
 }
 
 /// A value of the base type, `text` or `bytea`.
 pub(super) struct Base;
 
+/// What PostgreSQL passed, and the value.
+#[derive(Clone, Copy)]
+pub(super) struct BaseArgument {
+    datum: pg_sys::Datum,
+    pub(super) base: Varlena,
+}
+
 impl Side for Base {
     const IS_ENCRYPTED: bool = false;
 
+    type Argument = BaseArgument;
+
+    #[inline]
+    fn argument(call: &Call, n: usize) -> Result<BaseArgument, Box<Error>> {
+        Ok(BaseArgument { datum: call.datum(n), base: call.varlena(n) })
+    }
+
     fn plaintext(
-        call: &Call,
-        n: usize,
+        argument: BaseArgument,
         _: Privilege,
         _: Option<&mut Plaintexts>,
-    ) -> Result<Plaintext, Error> {
-        let base = call.varlena(n);
-        Ok(Plaintext { base, is_own: base.is_copy_of(call.datum(n)) })
+    ) -> Result<Plaintext, Box<Error>> {
+        Ok(Plaintext { base: argument.base, is_own: false })
+    }
+
+    #[inline]
+    fn len(argument: BaseArgument) -> Option<usize> {
+        Some(argument.base.bytes().len())
+    }
+
+    fn check(_: BaseArgument, _: Privilege) -> Result<(), Box<Error>> {
+        Ok(())
+    }
+
+    #[inline]
+    fn free(argument: BaseArgument) {
+        argument.base.free_if_copy(argument.datum);
     }
 }
 
@@ -74,12 +217,9 @@ pub(super) struct Name;
 impl Side for Name {
     const IS_ENCRYPTED: bool = false;
 
-    fn plaintext(
-        call: &Call,
-        n: usize,
-        _: Privilege,
-        _: Option<&mut Plaintexts>,
-    ) -> Result<Plaintext, Error> {
+    type Argument = BaseArgument;
+
+    fn argument(call: &Call, n: usize) -> Result<BaseArgument, Box<Error>> {
         // SAFETY: name_text takes one name, which SQL declares the argument, and looks at nothing
         // else of the call; its result is a text.
         let base = unsafe {
@@ -89,6 +229,26 @@ impl Side for Name {
             );
             Varlena::detoast(text.ok_or(Error::Internal { what: "name_text returned null" })?)
         };
-        Ok(Plaintext { base, is_own: true })
+        Ok(BaseArgument { datum: call.datum(n), base })
+    }
+
+    fn plaintext(
+        argument: BaseArgument,
+        privilege: Privilege,
+        kept: Option<&mut Plaintexts>,
+    ) -> Result<Plaintext, Box<Error>> {
+        Base::plaintext(argument, privilege, kept)
+    }
+
+    fn len(argument: BaseArgument) -> Option<usize> {
+        Base::len(argument)
+    }
+
+    fn check(_: BaseArgument, _: Privilege) -> Result<(), Box<Error>> {
+        Ok(())
+    }
+
+    fn free(argument: BaseArgument) {
+        Base::free(argument);
     }
 }

@@ -11,14 +11,14 @@
 use std::cmp::Ordering;
 use std::ffi::c_int;
 
-use pgrx::pg_sys;
+use pgrx::{pg_sys, varlena};
 
 use super::Comparable;
-use super::plaintexts::{Plaintexts, decrypt};
+use super::plaintexts::Plaintexts;
 use crate::catalog::Privilege;
 use crate::fmgr::{run_callback, sql_function};
 use crate::pg;
-use crate::types::{EncryptedBytea, EncryptedText};
+use crate::types::{EncryptedBytea, EncryptedText, parse};
 use crate::varlena::Varlena;
 
 sql_function! {
@@ -44,6 +44,8 @@ struct Kept {
     abbreviated: Interned,
     /// Those of values that are compared without.
     others: *mut Plaintexts,
+    /// How PostgreSQL sorts values of the base type.
+    base: pg_sys::SortSupportData,
 }
 
 /// The least that a value and its plaintext take, in bytes.
@@ -69,13 +71,19 @@ fn set_up<T: Comparable>(sort: pg_sys::SortSupport) {
         );
         let kept = pg_sys::MemoryContextAlloc((*sort).ssup_cxt, size_of::<Kept>()).cast::<Kept>();
         let abbreviated = Interned::new(context, limit_bytes);
-        kept.write(Kept { abbreviated, others });
+        let mut base = pg_sys::SortSupportData {
+            ssup_cxt: (*sort).ssup_cxt,
+            ssup_collation: (*sort).ssup_collation,
+            ..Default::default()
+        };
+        T::sort_base(&mut base);
+        kept.write(Kept { abbreviated, others, base });
         (*sort).ssup_extra = kept.cast();
         (*sort).comparator = Some(compare::<T>);
         // Under another collation equal values have different plaintexts.
         if (*sort).abbreviate && T::is_equality_of_bytes((*sort).ssup_collation) {
             (*sort).abbrev_full_comparator = Some(compare::<T>);
-            (*sort).comparator = Some(compare_abbreviated::<T>);
+            (*sort).comparator = Some(compare_abbreviated);
             (*sort).abbrev_converter = Some(abbreviate::<T>);
             (*sort).abbrev_abort = Some(never_abort);
         }
@@ -93,9 +101,9 @@ unsafe extern "C-unwind" fn abbreviate<T: Comparable>(
         run_callback(|| {
             let kept = &mut *(*sort).ssup_extra.cast::<Kept>();
             let stored = Varlena::detoast(value);
-            let plaintext = decrypt::<T>(stored, Privilege::Decrypt)?;
-            let interned = kept.abbreviated.intern(plaintext.base.with_header());
-            plaintext.free();
+            let interned = T::with_base(&parse(stored)?, Some(Privilege::Decrypt), |bytes| {
+                kept.abbreviated.intern(bytes)
+            })?;
             stored.free_if_copy(value);
             Ok(pg_sys::Datum::from(interned))
         })
@@ -103,7 +111,10 @@ unsafe extern "C-unwind" fn abbreviate<T: Comparable>(
 }
 
 /// Compares abbreviated keys. Equal means that the values are to be compared.
-unsafe extern "C-unwind" fn compare_abbreviated<T: Comparable>(
+///
+/// An error of PostgreSQL's passes over this frame, which holds nothing with a destructor: a guard would cost
+/// as much as the comparison.
+unsafe extern "C-unwind" fn compare_abbreviated(
     left: pg_sys::Datum,
     right: pg_sys::Datum,
     sort: pg_sys::SortSupport,
@@ -111,13 +122,14 @@ unsafe extern "C-unwind" fn compare_abbreviated<T: Comparable>(
     if left.value() == 0 || right.value() == 0 {
         return Ordering::Equal as c_int;
     }
-    // SAFETY: as in `abbreviate`, which returned the datums: plaintexts that live as long as the sort.
+    // SAFETY: `set_up` has made what is kept, and prepared the sort of the base type; `abbreviate` returned the
+    // datums, which are values of that type and live as long as the sort.
     unsafe {
-        run_callback(|| {
-            let (left, right) =
-                (Varlena::at(left.cast_mut_ptr()), Varlena::at(right.cast_mut_ptr()));
-            Ok(T::order(left, right, (*sort).ssup_collation) as c_int)
-        })
+        let base = &raw mut (*(*sort).ssup_extra.cast::<Kept>()).base;
+        match (*base).comparator {
+            Some(compare) => compare(left, right, base),
+            None => Ordering::Equal as c_int,
+        }
     }
 }
 
@@ -182,8 +194,8 @@ impl Interned {
         }
     }
 
-    /// The copy of a value, given with its length word, or null if it has none and there is no room: the
-    /// same for equal values, from the first call to the last.
+    /// A value of the base type with these bytes, or null if it has none and there is no room: the same for
+    /// equal values, from the first call to the last.
     fn intern(&mut self, value: &[u8]) -> *mut u8 {
         let slot = self.find(value);
         // SAFETY: `find` returns the number of a slot.
@@ -192,11 +204,14 @@ impl Interned {
         if !found.is_null() || self.used_bytes >= self.limit_bytes {
             return found;
         }
-        self.used_bytes += value.len() + size_of::<*mut u8>();
-        // SAFETY: the context is live; the memory has room for the value, which lies elsewhere.
+        let total = pg_sys::VARHDRSZ + value.len();
+        self.used_bytes += total + size_of::<*mut u8>();
+        // SAFETY: the context is live; the memory has room for the length word and the value, which lies
+        // elsewhere and is shorter than 1 GB, as it was one.
         let copy = unsafe {
-            let copy = pg_sys::MemoryContextAllocHuge(self.context, value.len()).cast::<u8>();
-            copy.copy_from_nonoverlapping(value.as_ptr(), value.len());
+            let copy = pg::allocate_in(self.context, total);
+            varlena::set_varsize_4b(copy.cast(), total as i32);
+            copy.add(pg_sys::VARHDRSZ).copy_from_nonoverlapping(value.as_ptr(), value.len());
             *self.slots.add(slot) = copy;
             copy
         };
@@ -215,7 +230,7 @@ impl Interned {
             // is an empty slot, since no more than half are full.
             unsafe {
                 let copy = *self.slots.add(slot);
-                if copy.is_null() || Varlena::at(copy).with_header() == value {
+                if copy.is_null() || Varlena::at(copy).bytes() == value {
                     return slot;
                 }
             }
@@ -232,7 +247,7 @@ impl Interned {
             self.mask = former_len * 2 - 1;
             for &copy in std::slice::from_raw_parts(former, former_len) {
                 if !copy.is_null() {
-                    let slot = self.find(Varlena::at(copy).with_header());
+                    let slot = self.find(Varlena::at(copy).bytes());
                     *self.slots.add(slot) = copy;
                 }
             }

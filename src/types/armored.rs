@@ -28,9 +28,9 @@ pub(super) enum Shown {
 pub(super) fn shown(
     stored: Varlena,
     shape: Shape,
-    decrypt: impl FnOnce(&Sealed<'_>) -> Result<Buffer, Error>,
-    mask: impl FnOnce(&str) -> Result<Shown, Error>,
-) -> Result<Shown, Error> {
+    decrypt: impl FnOnce(&Sealed<'_>) -> Result<Buffer, Box<Error>>,
+    mask: impl FnOnce(&str) -> Result<Shown, Box<Error>>,
+) -> Result<Shown, Box<Error>> {
     // Whatever is shown as a value is one.
     let sealed = parse(stored)?;
     if edges::shows_stand_ins() {
@@ -40,13 +40,13 @@ pub(super) fn shown(
         return armored(stored, shape);
     }
     let denied = match decrypt(&sealed) {
-        Err(denied @ Error::PermissionDenied { .. }) => denied,
+        Err(denied) if matches!(*denied, Error::PermissionDenied { .. }) => denied,
         decrypted => return decrypted.map(Shown::Plaintext),
     };
     // A backup has ciphertext in it, and no masks, whatever its role is granted.
-    let substitute = edges::substitute(sealed.header().key_id)?;
+    let substitute = edges::substitute(sealed.key_id())?;
     if substitute.is_some() {
-        ddl::refuse_substitute(sealed.header().key_id)?;
+        ddl::refuse_substitute(sealed.key_id())?;
     }
     match substitute {
         Some(Substitute::Armor) => armored(stored, shape),
@@ -56,8 +56,8 @@ pub(super) fn shown(
 }
 
 /// The text that stands for a value.
-fn masked(sealed: &Sealed<'_>, mask: &Mask) -> Result<String, Error> {
-    if !mask.needs_plaintext(sealed.header().kind) {
+fn masked(sealed: &Sealed<'_>, mask: &Mask) -> Result<String, Box<Error>> {
+    if !mask.needs_plaintext(sealed.kind()) {
         return Ok(mask.apply(None));
     }
     let plaintext = value::open(sealed, Some(Privilege::Mask), Shape::Varlena)?;
@@ -69,7 +69,7 @@ fn masked(sealed: &Sealed<'_>, mask: &Mask) -> Result<String, Error> {
     Ok(masked)
 }
 
-fn armored(stored: Varlena, shape: Shape) -> Result<Shown, Error> {
+fn armored(stored: Varlena, shape: Shape) -> Result<Shown, Box<Error>> {
     Ok(Shown::Text(Buffer::copy_of(shape, armor::encode(stored.bytes()).as_bytes())?))
 }
 
@@ -90,8 +90,8 @@ fn stand_in(value: &[u8]) -> String {
 /// # Errors
 ///
 /// If the bytes are armor.
-pub(super) fn refuse(input: &[u8]) -> Result<(), Error> {
-    if armor::looks_like_armor(input) { Err(Error::ArmorRefused) } else { Ok(()) }
+pub(super) fn refuse(input: &[u8]) -> Result<(), Box<Error>> {
+    if armor::looks_like_armor(input) { Err(Error::ArmorRefused.into()) } else { Ok(()) }
 }
 
 /// The value that `input` is the armor of, under the key of the modifier if there is one; `None` if
@@ -103,27 +103,27 @@ pub(super) fn refuse(input: &[u8]) -> Result<(), Error> {
 pub(super) fn take<T: EncryptedType>(
     input: &[u8],
     modifier: i32,
-) -> Result<Option<Varlena>, Error> {
+) -> Result<Option<Varlena>, Box<Error>> {
     let Ok(payload) = armor::decode(input) else { return Ok(None) };
     let Ok(sealed) = Sealed::parse(&payload) else { return Ok(None) };
-    let header = sealed.header();
     let target = match modifier {
         ..0 => None,
         _ => Some(key_of_modifier(modifier)?),
     };
     let intake = Intake::now();
-    intake.check_may_bring(header.key_id, target)?;
-    if !T::holds(header.kind) {
-        return Err(Error::ValueOfOtherType { expected: T::NAME });
+    intake.check_may_bring(sealed.key_id(), target)?;
+    if !T::holds(sealed.kind()) {
+        return Err(Error::ValueOfOtherType { expected: T::NAME }.into());
     }
     let stored = Buffer::copy_of(Shape::Varlena, &payload)?.varlena();
     match target {
         // The length-coercion cast sees to it that it gets under the column's key.
         None => unless_unavailable(stored, intake, || verified(stored)),
-        Some(key_id) if key_id != header.key_id => under_active_version(stored, key_id),
+        Some(key_id) if key_id != sealed.key_id() => under_active_version(stored, key_id),
         Some(key_id) => unless_unavailable(stored, intake, || under_active_version(stored, key_id)),
     }
     .map(Some)
+    .map_err(Box::new)
 }
 
 /// What the length-coercion cast makes of a value of the right key and an old version, by
@@ -150,14 +150,13 @@ fn verified(stored: Varlena) -> Result<Varlena, Error> {
 /// plaintext stays what it is, whatever this database's encoding.
 fn under_active_version(stored: Varlena, key_id: KeyId) -> Result<Varlena, Error> {
     let sealed = parse(stored)?;
-    let header = sealed.header();
     let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
     let active = key.active_version().map(|version| version.number);
-    if header.key_id == key_id && active == Some(header.key_version) {
+    if sealed.key_id() == key_id && active == Some(sealed.key_version()) {
         return verified(stored);
     }
     let plaintext = value::open(&sealed, Some(Privilege::Decrypt), Shape::Varlena)?;
-    let value = value::seal(key_id, header.kind, plaintext.bytes())?;
+    let value = value::seal(key_id, sealed.kind(), plaintext.bytes())?;
     plaintext.free();
     Ok(value.varlena())
 }
@@ -176,7 +175,7 @@ fn unless_unavailable(
         return Ok(stored);
     }
     let sealed = parse(stored)?;
-    let (key_id, version) = (sealed.header().key_id, sealed.header().key_version);
+    let (key_id, version) = (sealed.key_id(), sealed.key_version());
     if Unavailable::is_known(key_id, version) {
         return Ok(stored);
     }

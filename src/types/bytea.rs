@@ -22,15 +22,19 @@ impl EncryptedType for EncryptedBytea {
         kind == PlaintextKind::Bytea
     }
 
-    fn encrypt(key_id: KeyId, bytes: &[u8]) -> Result<Buffer, Error> {
+    fn encrypt(key_id: KeyId, bytes: &[u8]) -> Result<Buffer, Box<Error>> {
         seal_input(key_id, PlaintextKind::Bytea, bytes)
     }
 
-    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error> {
-        if !Self::holds(value.header().kind) {
-            return Err(Error::ValueOfOtherType { expected: Self::NAME });
+    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Box<Error>> {
+        if !Self::holds(value.kind()) {
+            return Err(Error::ValueOfOtherType { expected: Self::NAME }.into());
         }
         value::open(value, privilege, Shape::Varlena)
+    }
+
+    fn base_len(value: &Sealed<'_>) -> Option<usize> {
+        Self::holds(value.kind()).then(|| value.plaintext_len())
     }
 }
 
@@ -71,7 +75,7 @@ sql_function! {
 }
 
 /// The bytes that the session is shown of a value, or a text in the given shape in their place.
-fn shown(call: &Call, text: Shape) -> Result<Shown, Error> {
+fn shown(call: &Call, text: Shape) -> Result<Shown, Box<Error>> {
     let decrypt = |value: &Sealed<'_>| EncryptedBytea::decrypt(value, Some(Privilege::Decrypt));
     // As bytes, so that whoever reads the text takes it for a bytea.
     let mask = |mask: &str| Buffer::copy_of(Shape::Varlena, mask.as_bytes()).map(Shown::Plaintext);
@@ -127,7 +131,7 @@ sql_function! {
     }
 }
 
-fn decrypt_argument(call: &Call) -> Result<Buffer, Error> {
+fn decrypt_argument(call: &Call) -> Result<Buffer, Box<Error>> {
     EncryptedBytea::decrypt(&parse(call.varlena(0))?, Some(Privilege::Decrypt))
 }
 

@@ -47,15 +47,12 @@ pub(crate) fn from_plaintext(
     kind: PlaintextKind,
     plaintext: Buffer,
     shape: Shape,
-) -> Result<Buffer, Error> {
+) -> Result<Buffer, Box<Error>> {
     let encoding = database_encoding();
     let bytes = plaintext.bytes();
-    if bytes.contains(&0) {
-        return Err(Error::TextInvalid);
-    }
     match kind {
         PlaintextKind::Text => {
-            let Ok(text) = std::str::from_utf8(bytes) else { return Err(Error::TextInvalid) };
+            let text = check_utf8(bytes)?;
             if encoding == UTF8 || encoding == SQL_ASCII || text.is_ascii() {
                 return Ok(plaintext);
             }
@@ -66,14 +63,38 @@ pub(crate) fn from_plaintext(
             Ok(converted)
         }
         PlaintextKind::TextInDatabaseEncoding => {
-            if is_valid(bytes, encoding) {
+            if has_nul(bytes) {
+                Err(Error::TextInvalid.into())
+            } else if is_valid(bytes, encoding) {
                 Ok(plaintext)
             } else {
-                Err(Error::TextNotInEncoding { encoding: database_encoding_name() })
+                Err(Error::TextNotInEncoding { encoding: database_encoding_name() }.into())
             }
         }
-        PlaintextKind::Bytea => Err(Error::ValueOfOtherType { expected: "encrypted_text" }),
+        PlaintextKind::Bytea => Err(Error::ValueOfOtherType { expected: "encrypted_text" }.into()),
     }
+}
+
+/// Whether the database's encoding is that of the texts that are encrypted.
+pub(crate) fn is_utf8() -> bool {
+    database_encoding() == UTF8
+}
+
+/// What was decrypted, as the text in UTF-8 that it is said to be.
+///
+/// # Errors
+///
+/// If it isn't one, or isn't one of PostgreSQL's: it has a NUL in it.
+pub(crate) fn check_utf8(plaintext: &[u8]) -> Result<&str, Box<Error>> {
+    match std::str::from_utf8(plaintext) {
+        Ok(text) if !has_nul(plaintext) => Ok(text),
+        _ => Err(Error::TextInvalid.into()),
+    }
+}
+
+/// Looks at all bytes, several at a time: most texts are short, and none has one.
+fn has_nul(text: &[u8]) -> bool {
+    text.iter().fold(false, |found, &byte| found | (byte == 0))
 }
 
 /// Whether `text`, in the client's encoding, is valid.

@@ -33,27 +33,57 @@ pub(crate) trait EncryptedType {
     /// # Errors
     ///
     /// As for [`value::seal`], and if the bytes are armor.
-    fn encrypt(key_id: KeyId, base: &[u8]) -> Result<Buffer, Error>;
+    fn encrypt(key_id: KeyId, base: &[u8]) -> Result<Buffer, Box<Error>>;
 
     /// Decrypts to a varlena of the base type.
     ///
     /// # Errors
     ///
     /// As for [`value::open`], and if what was decrypted is not a value of the base type.
-    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error>;
+    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Box<Error>>;
+
+    /// How many bytes the value of the base type has, where that is known without decrypting it: its bytes are
+    /// then those of the plaintext, which this library made of a valid value.
+    fn base_len(value: &Sealed<'_>) -> Option<usize>;
+
+    /// Calls `body` with the bytes that the varlena of the base type would have.
+    ///
+    /// # Errors
+    ///
+    /// As for [`EncryptedType::decrypt`].
+    fn with_base<R>(
+        value: &Sealed<'_>,
+        privilege: Option<Privilege>,
+        body: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Box<Error>> {
+        if Self::base_len(value).is_some() {
+            return value::with_plaintext(value, privilege, body);
+        }
+        let base = Self::decrypt(value, privilege)?;
+        let result = body(base.bytes());
+        base.free();
+        Ok(result)
+    }
 }
 
 /// The key that a value is encrypted under: that of the type modifier, or the database key where
 /// there is none. PostgreSQL gives the input function none for a literal or a parameter, and applies
 /// the length-coercion cast afterwards.
-pub(crate) fn key_of_modifier(modifier: i32) -> Result<KeyId, Error> {
+pub(crate) fn key_of_modifier(modifier: i32) -> Result<KeyId, Box<Error>> {
     match u32::try_from(modifier) {
-        Ok(id) => KeyId::new(id).ok_or(Error::Internal { what: "a key id has its top bit set" }),
-        Err(_) => database_key_id(),
+        Ok(id) => {
+            Ok(KeyId::new(id).ok_or(Error::Internal { what: "a key id has its top bit set" })?)
+        }
+        Err(_) => Ok(database_key_id()?),
     }
 }
 
-fn database_key_id() -> Result<KeyId, Error> {
+/// The id of the database key.
+///
+/// # Errors
+///
+/// None, as long as its name is a key's name.
+pub(crate) fn database_key_id() -> Result<KeyId, Error> {
     thread_local! {
         static ID: Option<KeyId> = KeyName::parse(DATABASE_KEY).ok().map(|name| name.id());
     }
@@ -73,7 +103,7 @@ pub(crate) fn coerce<T: EncryptedType>(
     // SAFETY: SQL declares the cast's first argument with an encrypted type.
     let stored = unsafe { Varlena::detoast(datum) };
     let key_id = key_of_modifier(modifier)?;
-    let coerced = match parse(stored)?.header().key_id == key_id {
+    let coerced = match parse(stored)?.key_id() == key_id {
         true => armored::coerced(stored, || reencrypt::<T>(stored, key_id)),
         false => reencrypt::<T>(stored, key_id),
     };
@@ -82,16 +112,15 @@ pub(crate) fn coerce<T: EncryptedType>(
 
 /// The value under the active version of its own key.
 pub(crate) fn rotate<T: EncryptedType>(stored: Varlena) -> Result<pg_sys::Datum, Error> {
-    reencrypt::<T>(stored, parse(stored)?.header().key_id).map(Varlena::datum)
+    reencrypt::<T>(stored, parse(stored)?.key_id()).map(Varlena::datum)
 }
 
 /// The value under the active version of the key with this id: itself if it is that already.
 fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<Varlena, Error> {
     let sealed = parse(stored)?;
-    let header = sealed.header();
     let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
     let active = key.active_version().map(|version| version.number);
-    if header.key_id == key_id && active == Some(header.key_version) {
+    if sealed.key_id() == key_id && active == Some(sealed.key_version()) {
         return Ok(stored);
     }
     let plaintext = T::decrypt(&sealed, Some(Privilege::Decrypt))?;
@@ -101,12 +130,13 @@ fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<Varlena
 }
 
 /// A value of an encrypted type, parsed.
-pub(crate) fn parse(value: Varlena) -> Result<Sealed<'static>, Error> {
-    Ok(Sealed::parse(value.bytes())?)
+#[inline]
+pub(crate) fn parse(value: Varlena) -> Result<Sealed<'static>, Box<Error>> {
+    Sealed::parse(value.bytes()).map_err(|why| Box::new(why.into()))
 }
 
 /// `value::seal` for plaintexts that may not be armor.
-fn seal_input(key_id: KeyId, kind: PlaintextKind, plaintext: &[u8]) -> Result<Buffer, Error> {
+fn seal_input(key_id: KeyId, kind: PlaintextKind, plaintext: &[u8]) -> Result<Buffer, Box<Error>> {
     armored::refuse(plaintext)?;
     value::seal(key_id, kind, plaintext)
 }

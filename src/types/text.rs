@@ -22,13 +22,18 @@ impl EncryptedType for EncryptedText {
         kind != PlaintextKind::Bytea
     }
 
-    fn encrypt(key_id: KeyId, text: &[u8]) -> Result<Buffer, Error> {
+    fn encrypt(key_id: KeyId, text: &[u8]) -> Result<Buffer, Box<Error>> {
         let (kind, plaintext) = encoding::to_plaintext(text);
         seal_input(key_id, kind, &plaintext)
     }
 
-    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Error> {
+    fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Box<Error>> {
         decrypt(value, privilege, Shape::Varlena)
+    }
+
+    fn base_len(value: &Sealed<'_>) -> Option<usize> {
+        let is_as_stored = value.kind() == PlaintextKind::Text && encoding::is_utf8();
+        is_as_stored.then(|| value.plaintext_len())
     }
 }
 
@@ -36,10 +41,10 @@ fn decrypt(
     value: &Sealed<'_>,
     privilege: Option<Privilege>,
     shape: Shape,
-) -> Result<Buffer, Error> {
-    let kind = value.header().kind;
+) -> Result<Buffer, Box<Error>> {
+    let kind = value.kind();
     if !EncryptedText::holds(kind) {
-        return Err(Error::ValueOfOtherType { expected: EncryptedText::NAME });
+        return Err(Error::ValueOfOtherType { expected: EncryptedText::NAME }.into());
     }
     encoding::from_plaintext(kind, value::open(value, privilege, shape)?, shape)
 }
@@ -47,7 +52,7 @@ fn decrypt(
 sql_function! {
     /// `encrypted_text_in(cstring, oid, integer) RETURNS encrypted_text`
     fn encrypted_text_in(call) {
-        input(call.cstring(0).to_bytes(), call.int4(2))
+        Ok(input(call.cstring(0).to_bytes(), call.int4(2))?)
     }
 }
 
@@ -73,12 +78,12 @@ sql_function! {
             let text = pg_sys::pq_getmsgtext(message, len, &raw mut text_len);
             std::slice::from_raw_parts(text.cast::<u8>(), usize::try_from(text_len).unwrap_or(0))
         };
-        input(text, call.int4(2))
+        Ok(input(text, call.int4(2))?)
     }
 }
 
 /// The value of a text in the database's encoding.
-fn input(text: &[u8], modifier: i32) -> Result<pg_sys::Datum, Error> {
+fn input(text: &[u8], modifier: i32) -> Result<pg_sys::Datum, Box<Error>> {
     if let Some(value) = armored::take::<EncryptedText>(text, modifier)? {
         return Ok(value.datum());
     }
@@ -96,7 +101,7 @@ sql_function! {
 }
 
 /// The text that the session is shown of a value.
-fn shown(call: &Call, shape: Shape) -> Result<Buffer, Error> {
+fn shown(call: &Call, shape: Shape) -> Result<Buffer, Box<Error>> {
     let decrypt = |value: &Sealed<'_>| decrypt(value, Some(Privilege::Decrypt), shape);
     let mask = |mask: &str| {
         let text = Buffer::copy_of(shape, mask.as_bytes())?;
@@ -108,7 +113,7 @@ fn shown(call: &Call, shape: Shape) -> Result<Buffer, Error> {
 }
 
 /// What `textsend` sends for a text in the database's encoding.
-fn send(text: &[u8]) -> Result<pg_sys::Datum, Error> {
+fn send(text: &[u8]) -> Result<pg_sys::Datum, Box<Error>> {
     let len = i32::try_from(text.len()).map_err(|_| Error::ValueTooLong)?;
     let mut message = pg_sys::StringInfoData::default();
     // SAFETY: the message is initialized by pq_begintypsend and given up by pq_endtypsend, whose
@@ -183,7 +188,7 @@ sql_function! {
     }
 }
 
-fn decrypt_argument(call: &Call) -> Result<Buffer, Error> {
+fn decrypt_argument(call: &Call) -> Result<Buffer, Box<Error>> {
     EncryptedText::decrypt(&parse(call.varlena(0))?, Some(Privilege::Decrypt))
 }
 

@@ -174,8 +174,7 @@ impl Values {
     fn try_open(&mut self, armor: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let value = armor::decode(armor).map_err(|why| damaged(&why.to_string()))?;
         let sealed = Sealed::parse(&value).map_err(|why| damaged(&why.to_string()))?;
-        let header = sealed.header();
-        let (id, number) = (header.key_id, header.key_version);
+        let (id, number) = (sealed.key_id(), sealed.key_version());
         let version = match self.versions.entry((id, number)) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(VersionState {
@@ -191,12 +190,12 @@ impl Values {
         out.resize(start + sealed.plaintext_len(), 0);
         let is_open = match keys.as_slice() {
             [key] => {
-                let derive = || Ok::<_, Error>(Secret::new(key.cipher.derive(header.nonce.salt())));
-                let cipher = self.ciphers.get_or_derive(id, number, header.nonce.salt(), derive)?;
+                let derive = || Ok::<_, Error>(Secret::new(key.cipher.derive(sealed.salt())));
+                let cipher = self.ciphers.get_or_derive(id, number, sealed.salt(), derive)?;
                 cipher.open(&sealed, &key.name, &mut out[start..]).is_ok()
             }
             keys => keys.iter().any(|key| {
-                let cipher = Secret::new(key.cipher.derive(header.nonce.salt()));
+                let cipher = Secret::new(key.cipher.derive(sealed.salt()));
                 cipher.open(&sealed, &key.name, &mut out[start..]).is_ok()
             }),
         };

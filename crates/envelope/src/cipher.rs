@@ -88,6 +88,7 @@ impl ValueCipher {
     /// # Panics
     ///
     /// If `out` is not [`OVERHEAD`] bytes longer than `plaintext`.
+    #[inline]
     pub fn seal(
         &self,
         header: Header,
@@ -101,12 +102,11 @@ impl ValueCipher {
         let (head, rest) = out.split_first_chunk_mut::<HEADER_LEN>().expect("checked above");
         let (ciphertext, tag_out) = rest.split_last_chunk_mut::<TAG_LEN>().expect("checked above");
         header.write(head);
-        let (prefix, _) = head.split_first_chunk().expect("the header begins with the prefix");
-        let additional_data = AdditionalData::new(prefix, name);
-        *tag_out = self
-            .0
-            .seal(header.nonce.counter(), additional_data.as_bytes(), plaintext, ciphertext)
-            .map_err(|_| SealError)?;
+        let prefix = head.first_chunk().expect("the header begins with the prefix");
+        *tag_out = with_additional_data(prefix, name, |additional_data| {
+            self.0.seal(header.nonce.counter(), additional_data, plaintext, ciphertext)
+        })
+        .map_err(|_| SealError)?;
         Ok(())
     }
 
@@ -119,6 +119,7 @@ impl ValueCipher {
     /// # Panics
     ///
     /// If `out` is not as long as the plaintext.
+    #[inline]
     pub fn open(
         &self,
         sealed: &Sealed<'_>,
@@ -127,11 +128,10 @@ impl ValueCipher {
     ) -> Result<(), OpenError> {
         assert_eq!(out.len(), sealed.plaintext_len(), "the output has the plaintext's length");
 
-        let additional_data = AdditionalData::new(sealed.prefix(), name);
-        let nonce = sealed.header().nonce.counter();
-        self.0
-            .open(nonce, additional_data.as_bytes(), sealed.ciphertext(), sealed.tag(), out)
-            .map_err(|_| OpenError)
+        with_additional_data(sealed.prefix(), name, |additional_data| {
+            self.0.open(sealed.counter(), additional_data, sealed.ciphertext(), sealed.tag(), out)
+        })
+        .map_err(|_| OpenError)
     }
 }
 
@@ -141,28 +141,22 @@ impl fmt::Debug for ValueCipher {
     }
 }
 
-/// The additional authenticated data: the bytes before the nonce, then the key's name.
+/// Calls `body` with the additional authenticated data: the bytes before the nonce, then the key's name.
 ///
 /// So a value can't be relabelled to another key, version or kind, nor be opened through a name
 /// that happens to have the same id. The first part has a fixed length: nothing else reads the same.
-struct AdditionalData {
-    bytes: [u8; PREFIX_LEN + KeyName::MAX_LEN],
-    len: usize,
-}
-
-impl AdditionalData {
-    fn new(prefix: &[u8; PREFIX_LEN], name: &KeyName) -> Self {
-        let name = name.as_str().as_bytes();
-        let len = PREFIX_LEN + name.len();
-        let mut bytes = [0; PREFIX_LEN + KeyName::MAX_LEN];
-        bytes[..PREFIX_LEN].copy_from_slice(prefix);
-        bytes[PREFIX_LEN..len].copy_from_slice(name);
-        Self { bytes, len }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
+#[inline]
+fn with_additional_data<T>(
+    prefix: &[u8; PREFIX_LEN],
+    name: &KeyName,
+    body: impl FnOnce(&[u8]) -> T,
+) -> T {
+    let name = name.as_str().as_bytes();
+    let len = PREFIX_LEN + name.len();
+    let mut bytes = [0; PREFIX_LEN + KeyName::MAX_LEN];
+    bytes[..PREFIX_LEN].copy_from_slice(prefix);
+    bytes[PREFIX_LEN..len].copy_from_slice(name);
+    body(&bytes[..len])
 }
 
 /// A plaintext is longer than AES-GCM can encrypt: 2^36 - 32 bytes, SP 800-38D, section 5.2.1.1.

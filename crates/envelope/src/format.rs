@@ -27,6 +27,9 @@ pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 /// additional data. (The nonce needs no such mention, being an input of the cipher.)
 pub(crate) const PREFIX_LEN: usize = 10;
 
+/// The least that follows it: a nonce and a tag.
+const REST_LEN: usize = OVERHEAD - PREFIX_LEN;
+
 const _: () = assert!(HEADER_LEN == 34 && OVERHEAD == 50);
 
 /// What the bytes of a plaintext are: the low six bits of a value's second byte.
@@ -47,6 +50,7 @@ pub enum PlaintextKind {
 
 impl PlaintextKind {
     /// Takes the second byte of a value; a flag makes it a byte that is no kind.
+    #[inline]
     fn from_byte(byte: u8) -> Result<Self, FormatError> {
         match byte {
             1 => Ok(Self::Text),
@@ -97,29 +101,37 @@ impl Header {
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
-        // The format comes first: what it is decides whether the rest means anything.
-        let [format] = *reader.take()?;
-        if format != FORMAT {
-            return Err(FormatError::UnsupportedFormat(format));
-        }
-        let [kind] = *reader.take()?;
-        let kind = PlaintextKind::from_byte(kind)?;
-        let key_id = u32::from_be_bytes(*reader.take()?);
-        let key_id = KeyId::new(key_id).ok_or(FormatError::InvalidKeyId)?;
-        let key_version = u32::from_be_bytes(*reader.take()?);
-        let key_version = KeyVersion::new(key_version).ok_or(FormatError::InvalidKeyVersion)?;
+        let (kind, key_id, key_version) = read_prefix(reader)?;
         let nonce = Nonce::from_bytes(*reader.take()?);
         Ok(Self { kind, key_id, key_version, nonce })
     }
 }
 
+/// Reads what precedes the nonce.
+#[inline]
+fn read_prefix(reader: &mut Reader<'_>) -> Result<(PlaintextKind, KeyId, KeyVersion), FormatError> {
+    // The format comes first: what it is decides whether the rest means anything.
+    let [format] = *reader.take()?;
+    if format != FORMAT {
+        return Err(FormatError::UnsupportedFormat(format));
+    }
+    let [kind] = *reader.take()?;
+    let kind = PlaintextKind::from_byte(kind)?;
+    let key_id = u32::from_be_bytes(*reader.take()?);
+    let key_id = KeyId::new(key_id).ok_or(FormatError::InvalidKeyId)?;
+    let key_version = u32::from_be_bytes(*reader.take()?);
+    let key_version = KeyVersion::new(key_version).ok_or(FormatError::InvalidKeyVersion)?;
+    Ok((kind, key_id, key_version))
+}
+
 /// A value taken apart: well-formed, but not yet known to be authentic.
-#[derive(Debug)]
+///
+/// It is no more than the value's bytes: this is passed around for each value that is read, and a header beside
+/// them would be copied as often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed<'a> {
-    header: Header,
-    prefix: &'a [u8; PREFIX_LEN],
-    ciphertext: &'a [u8],
-    tag: &'a [u8; TAG_LEN],
+    /// What [`Sealed::parse`] has checked: a header, and as much as a tag after it.
+    value: &'a [u8],
 }
 
 impl<'a> Sealed<'a> {
@@ -129,39 +141,79 @@ impl<'a> Sealed<'a> {
     ///
     /// The first field that can't be that of a value in a format that this crate reads, or that
     /// the value ends before its tag.
+    #[inline]
     pub fn parse(value: &'a [u8]) -> Result<Self, FormatError> {
         let mut reader = Reader(value);
-        let header = Header::read(&mut reader)?;
-        let (ciphertext, tag) = reader.0.split_last_chunk().ok_or(FormatError::Truncated)?;
-        let prefix = Reader(value).take()?;
-        Ok(Self { header, prefix, ciphertext, tag })
+        read_prefix(&mut reader)?;
+        match reader.0.len() {
+            ..REST_LEN => Err(FormatError::Truncated),
+            _ => Ok(Self { value }),
+        }
     }
 
-    /// Which key it needs, and what its plaintext is.
+    /// What the plaintext's bytes are.
+    #[inline]
     #[must_use]
-    pub fn header(&self) -> &Header {
-        &self.header
+    pub fn kind(&self) -> PlaintextKind {
+        PlaintextKind::from_byte(self.value[1]).expect("the kind was checked")
+    }
+
+    /// The id of the key that the value is sealed under.
+    #[inline]
+    #[must_use]
+    pub fn key_id(&self) -> KeyId {
+        KeyId::new(u32::from_be_bytes(*self.field(2))).expect("the key id was checked")
+    }
+
+    /// The version of that key.
+    #[inline]
+    #[must_use]
+    pub fn key_version(&self) -> KeyVersion {
+        KeyVersion::new(u32::from_be_bytes(*self.field(6))).expect("the key version was checked")
+    }
+
+    /// The first half of the nonce, from which the value's cipher is derived.
+    #[inline]
+    #[must_use]
+    pub fn salt(&self) -> &'a [u8; SALT_LEN] {
+        self.field(PREFIX_LEN)
     }
 
     /// The encrypted bytes, without header and tag.
+    #[inline]
     #[must_use]
     pub fn ciphertext(&self) -> &'a [u8] {
-        self.ciphertext
+        &self.value[HEADER_LEN..self.value.len() - TAG_LEN]
     }
 
     /// The length in bytes of the plaintext, which is also that of the ciphertext.
+    #[inline]
     #[must_use]
     pub fn plaintext_len(&self) -> usize {
-        self.ciphertext.len()
+        self.value.len() - OVERHEAD
+    }
+
+    /// The second half of the nonce, which is that of AES-256-GCM.
+    #[inline]
+    pub(crate) fn counter(&self) -> &'a [u8; NONCE_LEN - SALT_LEN] {
+        self.field(PREFIX_LEN + SALT_LEN)
     }
 
     /// The value's first bytes, which are authenticated as additional data.
+    #[inline]
     pub(crate) fn prefix(&self) -> &'a [u8; PREFIX_LEN] {
-        self.prefix
+        self.field(0)
     }
 
+    #[inline]
     pub(crate) fn tag(&self) -> &'a [u8; TAG_LEN] {
-        self.tag
+        self.field(self.value.len() - TAG_LEN)
+    }
+
+    /// The `N` bytes from `start`.
+    #[inline]
+    fn field<const N: usize>(&self, start: usize) -> &'a [u8; N] {
+        self.value[start..].first_chunk().expect("a value is as long as it was when checked")
     }
 }
 
@@ -169,6 +221,7 @@ impl<'a> Sealed<'a> {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
+    #[inline]
     fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], FormatError> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(FormatError::Truncated)?;
         self.0 = rest;

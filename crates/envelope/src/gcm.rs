@@ -33,6 +33,7 @@ impl Aes256Gcm {
     /// # Errors
     ///
     /// If the plaintext is longer than 2^36 - 32 bytes (SP 800-38D, section 5.2.1.1).
+    #[inline]
     pub(crate) fn seal(
         &self,
         nonce: &[u8; NONCE_LEN],
@@ -54,6 +55,7 @@ impl Aes256Gcm {
     /// # Errors
     ///
     /// If they don't belong to this key, nonce, tag and additional data. `plaintext` is then all zeroes.
+    #[inline]
     pub(crate) fn open(
         &self,
         nonce: &[u8; NONCE_LEN],

@@ -42,12 +42,14 @@ impl KeyName {
     }
 
     /// The name as it was written.
+    #[inline]
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.name
     }
 
     /// The key's id, which depends on the name alone.
+    #[inline]
     #[must_use]
     pub fn id(&self) -> KeyId {
         self.id
@@ -100,12 +102,14 @@ impl KeyId {
     }
 
     /// The id with this number, if its top bit is clear.
+    #[inline]
     #[must_use]
     pub fn new(id: u32) -> Option<Self> {
         (id & !Self::MASK == 0).then_some(Self(id))
     }
 
     /// The id as a number below 2^31.
+    #[inline]
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
@@ -129,12 +133,14 @@ impl KeyVersion {
     const MAX: u32 = i32::MAX as u32;
 
     /// The version with this number, if it is one.
+    #[inline]
     #[must_use]
     pub fn new(version: u32) -> Option<Self> {
         NonZeroU32::new(version).filter(|v| v.get() <= Self::MAX).map(Self)
     }
 
     /// The version as a number from 1 to 2^31 - 1.
+    #[inline]
     #[must_use]
     pub fn get(self) -> u32 {
         self.0.get()

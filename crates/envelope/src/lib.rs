@@ -35,7 +35,7 @@
 //! cipher.seal(header, &name, plaintext, &mut value)?;
 //!
 //! let sealed = Sealed::parse(&value)?;
-//! let cipher = key.derive(sealed.header().nonce.salt());
+//! let cipher = key.derive(sealed.salt());
 //! let mut opened = vec![0; sealed.plaintext_len()];
 //! cipher.open(&sealed, &name, &mut opened)?;
 //! assert_eq!(opened, plaintext);

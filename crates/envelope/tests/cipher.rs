@@ -112,7 +112,7 @@ fn a_cipher_of_another_salt_does_not_open() {
     let name = name("user_pii");
     let value = seal(PlaintextKind::Text, &name, b"alice@example.com");
     let sealed = Sealed::parse(&value).unwrap();
-    let mut salt = *sealed.header().nonce.salt();
+    let mut salt = *sealed.salt();
     salt[11] ^= 1;
     let mut out = [0; 17];
     assert_eq!(key().derive(&salt).open(&sealed, &name, &mut out), Err(OpenError));
@@ -126,7 +126,7 @@ fn a_failed_open_releases_nothing() {
         *value.last_mut().unwrap() ^= 1;
         let sealed = Sealed::parse(&value).unwrap();
         let mut out = vec![0x5a; len];
-        let cipher = key().derive(sealed.header().nonce.salt());
+        let cipher = key().derive(sealed.salt());
         assert_eq!(cipher.open(&sealed, &name, &mut out), Err(OpenError));
         assert_eq!(out, vec![0; len]);
     }
@@ -169,7 +169,7 @@ fn open_wants_room_for_exactly_the_plaintext() {
     let name = name("user_pii");
     let value = seal(PlaintextKind::Text, &name, b"abcd");
     let sealed = Sealed::parse(&value).unwrap();
-    let cipher = key().derive(sealed.header().nonce.salt());
+    let cipher = key().derive(sealed.salt());
     let _ = cipher.open(&sealed, &name, &mut [0; 5]);
 }
 

@@ -156,9 +156,9 @@ impl<V> KeyCache<V> {
             && last.is(id, version)
             && last.statement.get() == Some(statement)
         {
-            last.hits.set(last.hits.get() + 1);
-            self.counts.hits += 1;
-            return Lookup::Hit(Rc::clone(last));
+            let last = Rc::clone(last);
+            self.count_hit(&last);
+            return Lookup::Hit(last);
         }
         self.lookup_in_all(id, version, statement, now)
     }
@@ -178,10 +178,16 @@ impl<V> KeyCache<V> {
             self.counts.expirations += 1;
             return Lookup::Expired(entry);
         }
-        entry.hits.set(entry.hits.get() + 1);
-        self.counts.hits += 1;
+        self.count_hit(&entry);
         self.touch(&entry, statement);
         Lookup::Hit(entry)
+    }
+
+    /// Counts a use of an entry that the statement has looked up before and kept.
+    #[inline]
+    pub fn count_hit(&mut self, entry: &CachedKey<V>) {
+        entry.hits.set(entry.hits.get() + 1);
+        self.counts.hits += 1;
     }
 
     /// Lets `statement` go on with an entry that it got as expired: its further lookups hit.

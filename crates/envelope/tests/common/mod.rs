@@ -31,6 +31,6 @@ pub fn seal(kind: PlaintextKind, name: &KeyName, plaintext: &[u8]) -> Vec<u8> {
 pub fn open(key: &KeyCipher, name: &KeyName, value: &[u8]) -> Result<Vec<u8>, OpenError> {
     let sealed = Sealed::parse(value).unwrap();
     let mut plaintext = vec![0; sealed.plaintext_len()];
-    key.derive(sealed.header().nonce.salt()).open(&sealed, name, &mut plaintext)?;
+    key.derive(sealed.salt()).open(&sealed, name, &mut plaintext)?;
     Ok(plaintext)
 }
