@@ -30,7 +30,7 @@ use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
-use crate::{log_redaction, pg, restored, session, settings};
+use crate::{events, log_redaction, pg, restored, session, settings};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -103,7 +103,7 @@ impl Authorized {
 /// A version's key in the cache, and the check value that tells which key it is.
 pub(crate) struct Opened {
     material: KeyMaterial,
-    check_value: CheckValue,
+    pub(crate) check_value: CheckValue,
 }
 
 thread_local! {
@@ -716,7 +716,7 @@ impl Backend {
 }
 
 /// How long a key may be used while its provider is out of reach.
-fn longest_use() -> Duration {
+pub(crate) fn longest_use() -> Duration {
     settings::cache_ttl() + settings::cache_stale_grace()
 }
 
@@ -749,7 +749,9 @@ pub(crate) fn verify_check_value(
     version: &Version,
     data_key: &DataKey,
 ) -> Result<(), Error> {
-    if version.check_value.matches(data_key, &version_id(key, version)) {
+    let is_right = version.check_value.matches(data_key, &version_id(key, version));
+    events::check_value_seen(key, version, is_right);
+    if is_right {
         return Ok(());
     }
     Err(Error::KeyCheckValueWrong {

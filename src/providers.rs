@@ -102,6 +102,11 @@ impl Providers {
         self.made.get(name).is_none_or(|made| made.breaker.is_calm(Instant::now()))
     }
 
+    /// What is known of the failures of the provider with this name; `None` if it wasn't asked.
+    pub(crate) fn breaker(&self, name: &str) -> Option<&Breaker> {
+        self.made.get(name).map(|made| &made.breaker)
+    }
+
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
     pub(crate) fn record_outages(&mut self, outages: &Outages) {
         if let Some(made) = self.made.get_mut(&outages.provider) {

@@ -37,6 +37,11 @@ fn examples_of_the_reference() {
 }
 
 #[test]
+fn examples_of_compliance() {
+    run_examples("examples_of_compliance", "docs/compliance.md", FILE);
+}
+
+#[test]
 fn examples_of_the_clients() {
     run_examples("examples_of_the_clients", "docs/clients.md", FILE);
 }

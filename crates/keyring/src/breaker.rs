@@ -73,6 +73,18 @@ impl Breaker {
         }
     }
 
+    /// Failures since the last answer.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The last failure since the last answer, and when it was.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<&(Instant, ProviderError)> {
+        self.last_failure.as_ref()
+    }
+
     /// Whether nothing is asked now.
     #[must_use]
     pub fn is_open(&self, now: Instant) -> bool {
