@@ -1011,7 +1011,7 @@ pub(crate) const fn is_of_class(sqlstate: c_int, class: &str) -> bool {
 }
 
 /// `MAKE_SQLSTATE` of `src/include/utils/elog.h`: six bits a character.
-const fn encode_sqlstate(sqlstate: &str) -> c_int {
+pub(crate) const fn encode_sqlstate(sqlstate: &str) -> c_int {
     let bytes = sqlstate.as_bytes();
     let mut code = 0;
     let mut i = 0;

@@ -28,6 +28,7 @@ use crate::access::{self, Authority, Held};
 use crate::audit::{Purpose, Usage};
 use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
+use crate::events::Event;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
 use crate::{events, log_redaction, pg, restored, session, settings};
@@ -53,10 +54,6 @@ struct Backend {
     usage: Usage,
     /// Whether it was seen that the catalog is not that of a restored backup, or the user told.
     knows_if_restored: bool,
-    /// When the log was last told that a key is used past its time to live.
-    told_of_use_past_time: OncePerMinute,
-    /// When it was last told that a key could not be fetched ahead of its expiry.
-    told_of_refresh: OncePerMinute,
 }
 
 /// How long a provider that is out of reach is asked on when keys may no longer be used: so that the
@@ -76,22 +73,6 @@ struct Digests {
     cached: Rc<CachedKey<Opened>>,
     statement: i64,
     generation: u64,
-}
-
-/// Something that the log is told of once a minute, however often it happens.
-#[derive(Default)]
-struct OncePerMinute(Option<Instant>);
-
-impl OncePerMinute {
-    fn is_due(&mut self) -> bool {
-        let now = Instant::now();
-        let was = self.0.map(|at| now.saturating_duration_since(at));
-        let is_due = was.is_none_or(|elapsed| elapsed >= Duration::from_secs(60));
-        if is_due {
-            self.0 = Some(now);
-        }
-        is_due
-    }
 }
 
 impl Authorized {
@@ -384,8 +365,6 @@ impl Backend {
             refresher: Refresher::new(),
             usage: Usage::default(),
             knows_if_restored: false,
-            told_of_use_past_time: OncePerMinute::default(),
-            told_of_refresh: OncePerMinute::default(),
         }
     }
 
@@ -407,10 +386,9 @@ impl Backend {
             for outages in outages {
                 self.providers.record_outages(&outages);
                 let Outages { provider, error, .. } = outages;
-                if self.told_of_refresh.is_due() {
-                    let error = Error::Provider { provider, key: None, error };
-                    pgrx::log!("could not fetch keys ahead of their expiry: {}", error.message());
-                }
+                let error = Error::Provider { provider: provider.clone(), key: None, error };
+                let error = &error.message();
+                events::tell(&Event::NotFetchedAhead { provider: &provider, error });
             }
         }
     }
@@ -560,15 +538,14 @@ impl Backend {
         Ok(cached)
     }
 
-    fn warn_of_use_past_time(&mut self, key: &Key, version: &Version, left: Duration, why: &str) {
-        if self.told_of_use_past_time.is_due() {
-            pgrx::warning!(
-                "using version {} of key \"{}\" past its time to live, for {} s more at most: {why}",
-                version.number,
-                key.name,
-                left.as_secs()
-            );
-        }
+    fn warn_of_use_past_time(&self, key: &Key, version: &Version, left: Duration, why: &str) {
+        events::tell(&Event::UsedPastTime {
+            key: &key.name,
+            version: version.number,
+            provider: &version.provider,
+            left,
+            why,
+        });
     }
 
     /// The cipher for values with this salt under a version that is here.
@@ -625,9 +602,7 @@ impl Backend {
         self.knows_if_restored = true;
         match restored::why() {
             Ok(None) => (),
-            Ok(Some(why)) => pgrx::warning!(
-                "the catalog of keys may be older than the keys: {why}; SELECT * FROM enc_reconcile() compares them"
-            ),
+            Ok(Some(why)) => events::tell(&Event::CatalogRestored { why: &why }),
             Err(error) => pgrx::warning!("{}", error.message()),
         }
     }
@@ -694,10 +669,10 @@ impl Backend {
             Err(error) => {
                 // A refusal, which ends the use of the key at the end of its time.
                 let (name, number) = (planned.name, planned.version);
+                let key = name.clone();
                 let error = Error::Provider { provider: planned.provider, key: Some(name), error };
-                if self.told_of_refresh.is_due() {
-                    pgrx::log!("could not fetch version {number} again: {}", error.message());
-                }
+                let error = &error.message();
+                events::tell(&Event::NotFetchedAgain { key: &key, version: number, error });
             }
         }
     }

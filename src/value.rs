@@ -4,8 +4,8 @@ use envelope::{Header, OVERHEAD, PlaintextKind, Sealed};
 
 use crate::catalog::Privilege;
 use crate::errors::Error;
-use crate::keys;
 use crate::varlena::{Buffer, Shape};
+use crate::{events, keys};
 
 /// Encrypts `plaintext` under the active version of the key with this id. The current user needs
 /// `encrypt` on it, except for the database key.
@@ -57,6 +57,7 @@ pub(crate) fn open(
                 Ok(()) => Ok(plaintext),
                 Err(_) => {
                     plaintext.free();
+                    events::value_not_authentic(name, value);
                     Err(Error::ValueNotAuthentic { key: name.clone(), version: header.key_version })
                 }
             }

@@ -13,7 +13,7 @@ use pgrx::pg_sys;
 use crate::catalog::{DATABASE_KEY, Privilege};
 use crate::errors::Error;
 use crate::varlena::{Buffer, Varlena};
-use crate::{keys, value};
+use crate::{events, keys, value};
 
 pub(crate) use bytea::EncryptedBytea;
 pub(crate) use identity::{function_named, is_encrypted, key_of_type, schema_of};
@@ -102,7 +102,10 @@ fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<Varlena
 
 /// A value of an encrypted type, parsed.
 pub(crate) fn parse(value: Varlena) -> Result<Sealed<'static>, Error> {
-    Ok(Sealed::parse(value.bytes())?)
+    Sealed::parse(value.bytes()).map_err(|error| {
+        events::not_a_value(value.bytes(), error);
+        error.into()
+    })
 }
 
 /// `value::seal` for plaintexts that may not be armor.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::provider::{ProviderError, ProviderErrorKind};
 
 /// The state of one provider.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Breaker {
     /// Failures since the last answer.
     failures: u32,
