@@ -50,6 +50,15 @@ CREATE TABLE encryption.key (
     created_at  timestamptz NOT NULL DEFAULT now(),
     -- What roles with the privilege mask are shown of its values: null for the default.
     mask        text        CHECK (octet_length(mask) <= 1024),
+    -- What it is for; the rules that it is under, such as gdpr; how often it is to be rotated.
+    purpose     text        CHECK (octet_length(purpose) BETWEEN 1 AND 1024),
+    labels      text[]      COLLATE "C" NOT NULL DEFAULT '{}'
+                            CHECK (array_to_string(labels, ' ', '?')
+                                   ~ '^([a-z0-9][a-z0-9_.:-]{0,62}( [a-z0-9][a-z0-9_.:-]{0,62}){0,31})?$'),
+    -- From the shortest month on, it still ends later than it begins.
+    rotation_period interval
+                            CHECK (rotation_period <= '100 years'
+                                   AND timestamp '2001-02-01' + rotation_period > '2001-02-01'),
     CONSTRAINT key_id_is_of_name CHECK (
         -- The name is ASCII without backslashes, so its bytes are the same in every encoding.
         key_id = ('x' || encode(substr(sha256(name::bytea), 1, 4), 'hex'))::bit(32)::integer
@@ -244,11 +253,32 @@ CREATE TABLE encryption.version_proof (
 );
 COMMENT ON TABLE encryption.version_proof IS 'proofs that a version of a key is unused, and attempts at one';
 
+-- Keys that are rotated when their rotation period is over. A dump carries them. What a dump brings waits
+-- until somebody confirms it: a copy of the database must not rotate keys by itself.
+CREATE TABLE encryption.rotation_schedule (
+    key_id            integer     NOT NULL PRIMARY KEY,
+    auto_reencrypt    boolean     NOT NULL,
+    -- Whose rights it has: the current user of who scheduled it, and who had logged in.
+    scheduled_by      regrole     NOT NULL,
+    session_role      regrole     NOT NULL,
+    scheduled_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    is_enabled        boolean     NOT NULL DEFAULT false,
+    rotated_at        timestamptz,
+    -- The version that values are to be encrypted again under, until none is left under another one; and
+    -- when a worker was started for that.
+    reencrypt_to      integer,
+    worker_started_at timestamptz,
+    last_error        text,
+    last_error_at     timestamptz
+);
+COMMENT ON TABLE encryption.rotation_schedule IS 'keys that are rotated when their rotation period is over, and by whose order';
+
 -- A dump of the database carries the catalog.
 SELECT pg_extension_config_dump('encryption.keyspace', '');
 SELECT pg_extension_config_dump('encryption.key', '');
 SELECT pg_extension_config_dump('encryption.key_version', '');
 SELECT pg_extension_config_dump('encryption.key_grant', '');
+SELECT pg_extension_config_dump('encryption.rotation_schedule', '');
 SELECT pg_extension_config_dump('encryption.backup', '');
 SELECT pg_extension_config_dump('encryption.backup_version', '');
 SELECT pg_extension_config_dump('encryption.event_chain', '');
@@ -354,6 +384,20 @@ BEGIN
     RETURN new;
 END $$;
 
+CREATE FUNCTION encryption.restore_rotation_schedule() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM encryption.rotation_schedule present WHERE present.key_id = new.key_id) THEN
+        RETURN NULL;
+    END IF;
+    new.is_enabled := false;
+    new.reencrypt_to := NULL;
+    new.worker_started_at := NULL;
+    new.last_error := NULL;
+    new.last_error_at := NULL;
+    RETURN new;
+END $$;
+
 CREATE FUNCTION encryption.restore_backup() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -450,6 +494,8 @@ CREATE TRIGGER restore BEFORE INSERT ON encryption.key_version
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_version();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.key_grant
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_key_grant();
+CREATE TRIGGER restore BEFORE INSERT ON encryption.rotation_schedule
+    FOR EACH ROW EXECUTE FUNCTION encryption.restore_rotation_schedule();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.backup
     FOR EACH ROW EXECUTE FUNCTION encryption.restore_backup();
 CREATE TRIGGER restore BEFORE INSERT ON encryption.backup_version
@@ -463,6 +509,7 @@ ALTER TABLE encryption.keyspace       ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key            ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_version    ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.key_grant      ENABLE ALWAYS TRIGGER restore;
+ALTER TABLE encryption.rotation_schedule ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.backup         ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.backup_version ENABLE ALWAYS TRIGGER restore;
 ALTER TABLE encryption.event_chain    ENABLE ALWAYS TRIGGER restore;
@@ -480,6 +527,8 @@ CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encrypt
 CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_version
     FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
 CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.key_grant
+    FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
+CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.rotation_schedule
     FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
 CREATE TRIGGER leave_out_replicated BEFORE INSERT OR UPDATE OR DELETE ON encryption.backup
     FOR EACH ROW EXECUTE FUNCTION encryption.leave_out_replicated();
@@ -500,6 +549,7 @@ ALTER TABLE encryption.keyspace       ENABLE REPLICA TRIGGER leave_out_replicate
 ALTER TABLE encryption.key            ENABLE REPLICA TRIGGER leave_out_replicated;
 ALTER TABLE encryption.key_version    ENABLE REPLICA TRIGGER leave_out_replicated;
 ALTER TABLE encryption.key_grant      ENABLE REPLICA TRIGGER leave_out_replicated;
+ALTER TABLE encryption.rotation_schedule ENABLE REPLICA TRIGGER leave_out_replicated;
 ALTER TABLE encryption.backup         ENABLE REPLICA TRIGGER leave_out_replicated;
 ALTER TABLE encryption.backup_version ENABLE REPLICA TRIGGER leave_out_replicated;
 ALTER TABLE encryption.event_chain    ENABLE REPLICA TRIGGER leave_out_replicated;
@@ -1250,12 +1300,23 @@ REVOKE EXECUTE ON FUNCTION enc_rotate_digest(text) FROM PUBLIC;
 -- Keys. These functions check by themselves that the caller owns the key, and refuse nulls.
 ----------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION enc_create_key(name text, if_not_exists boolean DEFAULT false, reason text DEFAULT NULL) RETURNS integer
+CREATE FUNCTION enc_create_key(
+        name text, if_not_exists boolean DEFAULT false, reason text DEFAULT NULL, purpose text DEFAULT NULL,
+        labels text[] DEFAULT NULL, rotation_period interval DEFAULT NULL, owner name DEFAULT NULL)
+    RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION enc_create_key(text, boolean, text) IS
+COMMENT ON FUNCTION enc_create_key(text, boolean, text, text, text[], interval, name) IS
     'makes a key, or adopts the versions of it that the provider has; returns the active version';
 -- There is no owner yet to check for: creating keys is for superusers and roles that were given it.
-REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION enc_create_key(text, boolean, text, text, text[], interval, name) FROM PUBLIC;
+
+CREATE FUNCTION enc_set_key_info(
+        name text, purpose text DEFAULT NULL, labels text[] DEFAULT NULL, rotation_period interval DEFAULT NULL,
+        owner name DEFAULT NULL, reason text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_set_key_info(text, text, text[], interval, name, text) IS
+    'sets what a key is for, its labels, how often it is to be rotated and who owns it; nulls leave what there is';
 
 CREATE FUNCTION enc_rotate_key(name text, activate boolean DEFAULT true, reason text DEFAULT NULL) RETURNS integer
     LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
@@ -1344,6 +1405,9 @@ CREATE FUNCTION enc_export_keys() RETURNS jsonb
                 'owner', pg_get_userbyid(key.owner),
                 'created_at', key.created_at,
                 'mask', key.mask,
+                'purpose', key.purpose,
+                'labels', to_jsonb(key.labels),
+                'rotation_period', key.rotation_period,
                 'versions', (
                     SELECT jsonb_agg(jsonb_build_object(
                         'version', v.version, 'state', v.state,
@@ -1387,17 +1451,19 @@ BEGIN
     LOCK TABLE encryption.key IN SHARE ROW EXCLUSIVE MODE;
     FOR exported IN
         SELECT * FROM jsonb_to_recordset(document->'keys')
-            AS k (name text, owner text, created_at timestamptz, mask text, versions jsonb, grants jsonb)
+            AS k (name text, owner text, created_at timestamptz, mask text, purpose text, labels text[],
+                  rotation_period interval, versions jsonb, grants jsonb)
     LOOP
         id := ('x' || encode(substr(sha256(convert_to(exported.name, 'UTF8')), 1, 4), 'hex'))::bit(32)::integer
               & 2147483647;
         IF to_regrole(quote_ident(exported.owner)) IS NULL THEN
             RAISE NOTICE 'role "%" does not exist: key "%" belongs to you', exported.owner, exported.name;
         END IF;
-        INSERT INTO encryption.key (key_id, name, owner, created_at, mask)
+        INSERT INTO encryption.key (key_id, name, owner, created_at, mask, purpose, labels, rotation_period)
         VALUES (id, exported.name,
                 coalesce(to_regrole(quote_ident(exported.owner)), to_regrole(quote_ident(current_user))),
-                exported.created_at, exported.mask);
+                exported.created_at, exported.mask, exported.purpose, coalesce(exported.labels, '{}'),
+                exported.rotation_period);
 
         INSERT INTO encryption.key_version
             (key_id, version, state, provider, reference, wrapped, check_value, keyspace,
@@ -1564,7 +1630,10 @@ SELECT key.name,
        key.owner,
        key.created_at,
        key.key_id,
-       key.mask
+       key.mask,
+       key.purpose,
+       key.labels,
+       key.rotation_period
   FROM encryption.key
   LEFT JOIN encryption.key_version active ON active.key_id = key.key_id AND active.state = 'active';
 COMMENT ON VIEW enc_keys IS 'keys, a row each';
@@ -1643,6 +1712,64 @@ SELECT key_name,
   FROM encryption.cached_keys()
  ORDER BY key_name, key_version;
 COMMENT ON VIEW enc_stat_cache_keys IS 'the key versions that this session holds';
+
+-- What is known here of versions of keys beside the catalog. scope says where: in this backend alone.
+CREATE FUNCTION encryption.key_states(
+    OUT key_name text, OUT key_version integer, OUT scope text, OUT cached_until timestamptz,
+    OUT usable_until timestamptz, OUT check_value_ok boolean, OUT encryptions bigint)
+    RETURNS SETOF record
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_key_states';
+
+-- What is known here of the providers that are in use, without asking one.
+CREATE FUNCTION encryption.provider_states(
+    OUT provider text, OUT kind text, OUT problem text, OUT hint text, OUT failures bigint, OUT is_open boolean,
+    OUT login_failed boolean, OUT last_failure text, OUT last_failure_at timestamptz)
+    RETURNS SETOF record
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_provider_states';
+-- It shows addresses and paths.
+REVOKE EXECUTE ON FUNCTION encryption.provider_states() FROM PUBLIC;
+
+-- Why the catalog of keys may be older than the keys, null if it isn't, or on a standby.
+CREATE FUNCTION encryption.restored_from() RETURNS text
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_restored_from';
+
+CREATE VIEW enc_stat_key AS
+SELECT key.name,
+       active.version AS active_version,
+       active.activated_at AS active_since,
+       now() - active.activated_at AS age,
+       key.rotation_period,
+       active.activated_at + key.rotation_period AS rotation_due,
+       coalesce(active.activated_at + key.rotation_period <= now(), false) AS is_overdue,
+       states.pending AS pending_versions,
+       states.active AS active_versions,
+       states.deprecated AS deprecated_versions,
+       states.disabled AS disabled_versions,
+       states.destroyed AS destroyed_versions,
+       coalesce(known.scope, 'backend') AS scope,
+       known.cached_until,
+       known.usable_until,
+       known.check_value_ok,
+       known.encryptions
+  FROM encryption.key
+  LEFT JOIN encryption.key_version active ON active.key_id = key.key_id AND active.state = 'active'
+ CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE v.state = 'pending') AS pending,
+               count(*) FILTER (WHERE v.state = 'active') AS active,
+               count(*) FILTER (WHERE v.state = 'deprecated') AS deprecated,
+               count(*) FILTER (WHERE v.state = 'disabled') AS disabled,
+               count(*) FILTER (WHERE v.state = 'destroyed') AS destroyed
+          FROM encryption.key_version v WHERE v.key_id = key.key_id) states
+  LEFT JOIN (
+        SELECT k.key_name,
+               min(k.scope) AS scope,
+               min(k.cached_until) AS cached_until,
+               min(k.usable_until) AS usable_until,
+               bool_and(k.check_value_ok) AS check_value_ok,
+               sum(k.encryptions)::bigint AS encryptions
+          FROM encryption.key_states() k GROUP BY k.key_name) known ON known.key_name = key.name;
+COMMENT ON VIEW enc_stat_key IS 'keys: age of the active version, rotation, versions by state, what the cache has of them';
+GRANT SELECT ON enc_stat_key TO PUBLIC;
 
 CREATE FUNCTION enc_check_provider(
         INOUT provider text DEFAULT NULL,
@@ -4501,6 +4628,153 @@ COMMENT ON PROCEDURE enc_emergency_rotate(text, integer, boolean, integer, integ
     'rotates a key and everything under it, with background workers, and disables the old versions when nothing uses them';
 
 ----------------------------------------------------------------------------------------------------
+-- Scheduled rotation: what is due is rotated by whoever calls enc_run_due_rotations(), by the rights of
+-- the role that scheduled it. A key is due by what the catalog says of its active version, which its
+-- rotation changes in the same transaction: so nothing happens twice, whoever calls at once, and
+-- wherever a server stops.
+----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION enc_schedule_rotation(
+        name text, period interval DEFAULT NULL, auto_reencrypt boolean DEFAULT false, reason text DEFAULT NULL)
+    RETURNS timestamptz
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_schedule_rotation(text, interval, boolean, text) IS
+    'has a key rotated whenever its rotation period is over; returns when it is';
+
+CREATE FUNCTION enc_unschedule_rotation(name text, reason text DEFAULT NULL) RETURNS boolean
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_unschedule_rotation(text, text) IS
+    'has a key no longer rotated by itself; whether it was';
+
+CREATE FUNCTION encryption.rotate_if_due(key_id integer) RETURNS integer
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_rotate_if_due';
+CREATE FUNCTION encryption.note_rotation_error(key_id integer, error text) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_note_rotation_error';
+CREATE FUNCTION encryption.start_reencryption(key_id integer) RETURNS boolean
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_start_reencryption';
+CREATE FUNCTION encryption.end_reencryption(name text, version integer) RETURNS void
+    LANGUAGE c SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'encryption_end_reencryption';
+REVOKE EXECUTE ON FUNCTION encryption.rotate_if_due(integer), encryption.note_rotation_error(integer, text),
+    encryption.start_reencryption(integer) FROM PUBLIC;
+
+-- What is to be done. A worker that encrypts again holds an advisory lock of this class on the key's id,
+-- which is gone with it however it ends.
+CREATE VIEW encryption.scheduled_work AS
+SELECT s.key_id,
+       active.activated_at + key.rotation_period AS due_at,
+       coalesce(active.activated_at + key.rotation_period <= clock_timestamp(), false) AS is_due,
+       s.reencrypt_to,
+       s.reencrypt_to IS NOT NULL AS is_to_be_reencrypted,
+       s.worker_started_at,
+       EXISTS (SELECT FROM pg_locks l
+                WHERE l.locktype = 'advisory' AND l.classid = 1701733235 AND l.objid = s.key_id::oid AND l.objsubid = 2
+                  AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+                  AND l.granted) AS is_being_reencrypted
+  FROM encryption.rotation_schedule s
+  JOIN encryption.key ON key.key_id = s.key_id
+  LEFT JOIN encryption.key_version active ON active.key_id = s.key_id AND active.state = 'active'
+ WHERE s.is_enabled;
+COMMENT ON VIEW encryption.scheduled_work IS 'scheduled rotations that are enabled, and what is due of them';
+GRANT SELECT ON encryption.scheduled_work TO PUBLIC;
+
+CREATE VIEW enc_scheduled_rotations AS
+SELECT key.name,
+       key.rotation_period,
+       active.activated_at + key.rotation_period AS rotation_due,
+       s.auto_reencrypt,
+       s.scheduled_by,
+       s.session_role,
+       s.scheduled_at,
+       s.is_enabled,
+       s.rotated_at,
+       s.reencrypt_to,
+       work.is_being_reencrypted,
+       s.last_error,
+       s.last_error_at
+  FROM encryption.rotation_schedule s
+  JOIN encryption.key ON key.key_id = s.key_id
+  LEFT JOIN encryption.key_version active ON active.key_id = s.key_id AND active.state = 'active'
+  LEFT JOIN encryption.scheduled_work work ON work.key_id = s.key_id;
+COMMENT ON VIEW enc_scheduled_rotations IS 'keys that are rotated when their rotation period is over, and what came of it';
+GRANT SELECT ON enc_scheduled_rotations TO pg_monitor;
+
+CREATE PROCEDURE enc_run_due_rotations()
+    LANGUAGE plpgsql AS $$
+DECLARE
+    work     record;
+    error    text;
+    failed   text := '';
+    restored text;
+BEGIN
+    IF pg_catalog.pg_is_in_recovery() THEN
+        RETURN;
+    END IF;
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    restored := encryption.restored_from();
+    IF restored IS NOT NULL AND EXISTS (SELECT FROM encryption.scheduled_work) THEN
+        RAISE WARNING USING
+            MESSAGE = format('scheduled rotations wait, as the catalog of keys may be older than the keys: %s', restored),
+            HINT = 'SELECT * FROM enc_reconcile() compares them.';
+        RETURN;
+    END IF;
+    FOR work IN
+        SELECT w.key_id, k.name FROM encryption.scheduled_work w JOIN @extschema@.enc_keys k ON k.key_id = w.key_id
+         WHERE w.is_due ORDER BY w.due_at
+    LOOP
+        BEGIN
+            PERFORM encryption.rotate_if_due(work.key_id);
+        EXCEPTION WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS error = MESSAGE_TEXT;
+            PERFORM encryption.note_rotation_error(work.key_id, error);
+            failed := failed || format(E'\nkey "%s": %s', work.name, error);
+        END;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END LOOP;
+    FOR work IN SELECT w.key_id FROM encryption.scheduled_work w
+                 WHERE w.is_to_be_reencrypted AND NOT w.is_being_reencrypted LOOP
+        PERFORM encryption.start_reencryption(work.key_id);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END LOOP;
+    IF failed <> '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE143', MESSAGE = 'scheduled rotations failed',
+            DETAIL = substr(failed, 2),
+            HINT = 'Remove the cause, and the next call tries again. enc_scheduled_rotations has the last error of each.';
+    END IF;
+END $$;
+COMMENT ON PROCEDURE enc_run_due_rotations() IS
+    'rotates the keys whose scheduled rotation is due, once, whoever calls it; nothing on a standby';
+REVOKE EXECUTE ON PROCEDURE enc_run_due_rotations() FROM PUBLIC;
+
+-- What the worker that encrypts again calls, as the role that scheduled it.
+CREATE PROCEDURE encryption.reencrypt_scheduled(name text)
+    LANGUAGE plpgsql AS $$
+DECLARE
+    id      integer;
+    wanted  integer;
+BEGIN
+    COMMIT;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    id := encryption.key_id(name);
+    -- Another worker may have been started in the same moment.
+    IF NOT pg_try_advisory_lock(1701733235, id) THEN
+        RETURN;
+    END IF;
+    SELECT w.reencrypt_to INTO wanted FROM encryption.scheduled_work w WHERE w.key_id = id;
+    IF wanted IS NOT NULL THEN
+        CALL @extschema@.enc_rotate_all(name, reason => 'scheduled rotation');
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+        PERFORM encryption.end_reencryption(name, wanted);
+    END IF;
+    PERFORM pg_advisory_unlock(1701733235, id);
+END $$;
+
+----------------------------------------------------------------------------------------------------
 -- Verification: which values can't be opened.
 ----------------------------------------------------------------------------------------------------
 
@@ -4706,11 +4980,12 @@ CREATE FUNCTION encryption.key_findings(
         OUT check_name text, OUT severity text, OUT object text, OUT finding text, OUT remedy text)
     RETURNS SETOF record
     LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-SELECT 'rotation_due', 'medium', format('version %s of key "%s"', version, name),
-       format('it has been active since %s', activated_at::date),
-       format('SELECT enc_rotate_key(%L); CALL enc_rotate_all(%1$L);', name)
-  FROM @extschema@.enc_key_versions
- WHERE state = 'active' AND activated_at < now() - interval '1 year'
+SELECT 'rotation_due', 'medium', format('version %s of key "%s"', v.version, v.name),
+       format('it has been active since %s', v.activated_at::date),
+       format('SELECT enc_rotate_key(%L); CALL enc_rotate_all(%1$L);', v.name)
+  FROM @extschema@.enc_key_versions v
+  JOIN @extschema@.enc_keys k ON k.name = v.name
+ WHERE v.state = 'active' AND v.activated_at < now() - coalesce(k.rotation_period, '1 year')
 UNION ALL
 SELECT 'version_past_grace', 'low', format('version %s of key "%s"', version, name),
        format('it was replaced on %s, and can still decrypt', deprecated_at::date),
@@ -4837,6 +5112,473 @@ REVOKE EXECUTE ON FUNCTION enc_security_check(), encryption.log_findings(), encr
     encryption.key_findings(), encryption.column_findings() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION enc_security_check(), encryption.log_findings(), encryption.connection_findings(),
     encryption.key_findings(), encryption.column_findings() TO pg_monitor;
+
+----------------------------------------------------------------------------------------------------
+-- Health: what stops statements on encrypted values now or will, and what is left undone. Nothing here
+-- asks a provider. What only a process can know, such as how its requests went, is known of this
+-- session alone.
+----------------------------------------------------------------------------------------------------
+
+-- Providers, and the logins at them. A provider that is out of reach stops statements only where they
+-- need a version that is not here.
+CREATE FUNCTION encryption.provider_health(
+        OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+WITH provider AS MATERIALIZED (SELECT * FROM encryption.provider_states()),
+held AS MATERIALIZED (SELECT * FROM encryption.key_states() WHERE usable_until > clock_timestamp()),
+missing AS (
+    SELECT v.provider, count(*) AS versions
+      FROM encryption.key_version v
+      JOIN encryption.key USING (key_id)
+     WHERE v.state IN ('active', 'deprecated')
+       AND NOT EXISTS (SELECT FROM held WHERE held.key_name = key.name AND held.key_version = v.version)
+     GROUP BY v.provider)
+SELECT 'provider', p.provider,
+       CASE WHEN p.problem IS NOT NULL OR p.is_open AND missing.versions > 0 THEN 'critical'
+            WHEN p.failures > 0 THEN 'warning'
+            ELSE 'ok' END,
+       CASE WHEN p.problem IS NOT NULL THEN p.problem
+            WHEN p.failures > 0
+            THEN format('%s failure(s) in a row, the last at %s: %s%s', p.failures,
+                        to_char(p.last_failure_at, 'YYYY-MM-DD HH24:MI:SS TZ'), p.last_failure,
+                        CASE WHEN p.is_open AND missing.versions > 0
+                             THEN format('; %s version(s) of keys are not held here', missing.versions) ELSE '' END)
+            ELSE 'no failure since its last answer, as far as this session knows' END,
+       CASE WHEN p.problem IS NOT NULL THEN p.hint
+            WHEN p.failures > 0 THEN format('SELECT * FROM enc_check_provider(%L);', p.provider) END
+  FROM provider p
+  LEFT JOIN missing ON missing.provider = p.provider
+UNION ALL
+SELECT 'provider', 'encryption_ext.provider', 'warning', 'no provider is set: keys can be neither made nor rotated',
+       'Set encryption_ext.provider.'
+ WHERE coalesce(current_setting('encryption_ext.provider', true), '') = ''
+UNION ALL
+SELECT 'login', p.provider,
+       CASE WHEN p.login_failed THEN 'warning' ELSE 'ok' END,
+       CASE WHEN p.login_failed
+            THEN format('the last login failed, at %s: %s',
+                        to_char(p.last_failure_at, 'YYYY-MM-DD HH24:MI:SS TZ'), p.last_failure)
+            ELSE 'no login has failed since the last answer, as far as this session knows' END,
+       CASE WHEN p.login_failed
+            THEN format('Renew the credentials, and SELECT * FROM enc_check_provider(%L);', p.provider) END
+  FROM provider p
+ WHERE p.kind NOT IN ('file', 'command')
+$$;
+
+-- Each key: that it can encrypt, that what its provider has is the right one, when it is to be rotated,
+-- which versions wait for their end, and how long it can be used while its provider is out of reach.
+CREATE FUNCTION encryption.key_health(
+        OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+WITH stat AS MATERIALIZED (SELECT * FROM @extschema@.enc_stat_key),
+known AS MATERIALIZED (SELECT * FROM encryption.key_states()),
+failing AS MATERIALIZED (SELECT * FROM encryption.provider_states() WHERE failures > 0)
+SELECT 'active_version', s.name,
+       CASE WHEN s.active_version IS NULL THEN 'critical' ELSE 'ok' END,
+       coalesce('version ' || s.active_version || ' encrypts', 'no version is active: nothing can be encrypted'),
+       CASE WHEN s.active_version IS NULL THEN format('SELECT enc_activate_key_version(%L, version);', s.name) END
+  FROM stat s
+UNION ALL
+SELECT 'check_value', s.name,
+       CASE WHEN s.check_value_ok THEN 'ok' WHEN NOT s.check_value_ok THEN 'critical' ELSE 'ok' END,
+       CASE WHEN s.check_value_ok THEN 'the provider has the right key, as far as this session has fetched it'
+            WHEN NOT s.check_value_ok
+            THEN format('the provider has another key in place of version(s) %s',
+                        (SELECT string_agg(k.key_version::text, ', ' ORDER BY k.key_version) FROM known k
+                          WHERE k.key_name = s.name AND NOT k.check_value_ok))
+            ELSE 'not fetched by this session' END,
+       CASE WHEN NOT s.check_value_ok
+            THEN format('See that nobody wrote over the key and that the provider is the right one: SELECT * FROM enc_check_key(%L);', s.name) END
+  FROM stat s
+UNION ALL
+SELECT 'rotation', s.name,
+       CASE WHEN s.is_overdue THEN 'warning' ELSE 'ok' END,
+       CASE WHEN s.is_overdue THEN format('it was due at %s', to_char(s.rotation_due, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            WHEN s.rotation_due IS NOT NULL THEN format('it is due at %s', to_char(s.rotation_due, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            WHEN s.rotation_period IS NOT NULL THEN 'no version is active'
+            ELSE 'no rotation period is set' END,
+       CASE WHEN s.is_overdue THEN format('SELECT enc_rotate_key(%L); CALL enc_rotate_all(%1$L);', s.name) END
+  FROM stat s
+UNION ALL
+-- The grace period that enc_destroy_key_version has unless it is given another.
+SELECT 'grace', k.name,
+       CASE WHEN ended.versions IS NULL THEN 'ok' ELSE 'warning' END,
+       CASE WHEN ended.versions IS NULL THEN 'no version that was replaced is kept for longer than 90 days'
+            ELSE format('version(s) %s were replaced more than 90 days ago, and can still decrypt',
+                        array_to_string(ended.versions, ', ')) END,
+       CASE WHEN ended.versions IS NOT NULL
+            THEN format('CALL enc_rotate_all(%L); SELECT * FROM enc_verify_version_unused(%1$L, %2$s); SELECT enc_destroy_key_version(%1$L, %2$s);',
+                        k.name, ended.versions[1]) END
+  FROM encryption.key k
+ CROSS JOIN LATERAL (
+        SELECT array_agg(v.version ORDER BY v.version) AS versions
+          FROM encryption.key_version v
+         WHERE v.key_id = k.key_id AND v.state IN ('deprecated', 'disabled')
+           AND v.deprecated_at < now() - interval '90 days') ended
+UNION ALL
+SELECT 'cache', k.name,
+       CASE WHEN held.provider IS NULL THEN 'ok'
+            WHEN held.usable_until <= clock_timestamp() THEN 'critical'
+            ELSE 'warning' END,
+       CASE WHEN held.provider IS NULL THEN 'no provider of a version that this session holds is failing'
+            ELSE format('provider "%s" has been failing; at this rate statements fail from %s', held.provider,
+                        to_char(held.usable_until, 'YYYY-MM-DD HH24:MI:SS TZ')) END,
+       CASE WHEN held.provider IS NOT NULL
+            THEN format('Bring the provider back: SELECT * FROM enc_check_provider(%L); or raise encryption_ext.cache_stale_grace.',
+                        held.provider) END
+  FROM encryption.key k
+  LEFT JOIN LATERAL (
+        SELECT v.provider, known.usable_until
+          FROM encryption.key_version v
+          JOIN known ON known.key_name = k.name AND known.key_version = v.version
+          JOIN failing ON failing.provider = v.provider
+         WHERE v.key_id = k.key_id AND v.state IN ('active', 'deprecated') AND known.usable_until IS NOT NULL
+         ORDER BY known.usable_until LIMIT 1) held ON true
+$$;
+
+-- Jobs that nobody goes on with, and the catalog as a whole.
+CREATE FUNCTION encryption.work_health(
+        OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+WITH job AS MATERIALIZED (
+    SELECT j.job_id, j.kind, j.state, j.key_name, j.last_error, j.table_id, j.column_name,
+           coalesce((SELECT c.oid::regclass::text FROM pg_class c WHERE c.oid = j.table_id), j.table_name) AS table_name,
+           greatest(j.changed_at, ranges.changed_at) AS changed_at,
+           CASE WHEN j.state IN ('failed', 'incomplete') THEN 'it ended: ' || coalesce(j.last_error, j.state)
+                WHEN j.state = 'paused' THEN 'it waits for a provider: ' || coalesce(j.last_error, '')
+                WHEN j.state = 'running' AND coalesce(ranges.are_left, j.kind = 'rotate')
+                     AND greatest(j.changed_at, ranges.changed_at) < clock_timestamp() - interval '10 minutes'
+                THEN format('no progress since %s',
+                            to_char(greatest(j.changed_at, ranges.changed_at), 'YYYY-MM-DD HH24:MI:SS TZ')) END AS problem
+      FROM encryption.job j
+      LEFT JOIN LATERAL (
+            SELECT max(r.changed_at) AS changed_at, bool_or(r.next_block < r.end_block) AS are_left
+              FROM encryption.job_range r WHERE r.job_id = j.job_id) ranges ON true
+     WHERE j.state NOT IN ('completed', 'canceled'))
+SELECT 'job', format('job %s, column "%s" of %s', j.job_id, j.column_name, j.table_name),
+       CASE WHEN j.problem IS NULL THEN 'ok' ELSE 'warning' END,
+       coalesce(j.problem, format('%s; it went on at %s', j.state, to_char(j.changed_at, 'YYYY-MM-DD HH24:MI:SS TZ'))),
+       CASE WHEN j.problem IS NULL THEN NULL
+            WHEN j.kind = 'rotate' THEN format('CALL enc_rotate_column(%L, %L); goes on where it was.', j.table_name, j.column_name)
+            ELSE format('Repeat the call of enc_%s_column for %s: it goes on where it was.', j.kind, j.table_name) END
+  FROM job j
+UNION ALL
+SELECT 'job', 'all', 'ok', 'no job is unfinished', NULL WHERE NOT EXISTS (SELECT FROM job)
+UNION ALL
+SELECT 'catalog', 'restored', CASE WHEN why IS NULL THEN 'ok' ELSE 'warning' END,
+       coalesce('the catalog of keys may be older than the keys: ' || why, 'the catalog is that of this server'),
+       CASE WHEN why IS NOT NULL THEN 'SELECT * FROM enc_reconcile();' END
+  FROM encryption.restored_from() why
+UNION ALL
+SELECT 'catalog', 'lifecycle log', CASE WHEN sum(entries - sealed) > 0 THEN 'warning' ELSE 'ok' END,
+       CASE WHEN sum(entries - sealed) > 0
+            THEN format('%s entries have no digest, since the key "database" could not be had', sum(entries - sealed))
+            ELSE 'every entry has its digest' END,
+       CASE WHEN sum(entries - sealed) > 0
+            THEN 'Repair the provider of the key "database": the next entry seals these too.' END
+  FROM encryption.event_chain WHERE restored_at IS NULL
+$$;
+
+-- Keys whose rotation is scheduled.
+CREATE FUNCTION encryption.schedule_health(
+        OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+WITH schedule AS MATERIALIZED (
+    SELECT s.*,
+           CASE WHEN NOT s.is_enabled THEN 'it came with a dump, and waits until somebody confirms it'
+                WHEN NOT pg_has_role(s.scheduled_by::oid, k.owner::oid, 'USAGE')
+                THEN format('role "%s", which scheduled it, is not an owner of the key', pg_get_userbyid(s.scheduled_by))
+                WHEN s.last_error IS NOT NULL
+                THEN format('it failed at %s: %s', to_char(s.last_error_at, 'YYYY-MM-DD HH24:MI:SS TZ'), s.last_error)
+                WHEN s.rotation_period IS NULL THEN 'the key has no rotation period'
+                WHEN s.rotation_due < clock_timestamp() - interval '1 hour'
+                THEN format('it has been due since %s, and nobody calls enc_run_due_rotations()',
+                            to_char(s.rotation_due, 'YYYY-MM-DD HH24:MI:SS TZ'))
+                WHEN s.reencrypt_to IS NOT NULL AND NOT s.is_being_reencrypted
+                     AND w.worker_started_at < clock_timestamp() - interval '1 minute'
+                THEN format('the re-encryption under version %s has ended early', s.reencrypt_to) END AS problem
+      FROM @extschema@.enc_scheduled_rotations s
+      JOIN encryption.key k ON k.name = s.name
+      LEFT JOIN encryption.scheduled_work w ON w.key_id = k.key_id)
+SELECT 'schedule', s.name, CASE WHEN s.problem IS NULL THEN 'ok' ELSE 'warning' END,
+       coalesce(s.problem,
+                CASE WHEN s.is_being_reencrypted THEN format('values are being encrypted again under version %s', s.reencrypt_to)
+                     ELSE format('it is due at %s', to_char(s.rotation_due, 'YYYY-MM-DD HH24:MI:SS TZ')) END),
+       CASE WHEN s.problem IS NULL THEN NULL
+            WHEN NOT s.is_enabled THEN format('SELECT enc_schedule_rotation(%L); or SELECT enc_unschedule_rotation(%1$L);', s.name)
+            WHEN s.problem LIKE 'the re-encryption%' THEN format('See the server log and enc_stat_progress_rotate. CALL enc_rotate_all(%L); goes on.', s.name)
+            WHEN s.problem LIKE '%nobody calls%' THEN 'Have CALL enc_run_due_rotations(); executed every minute, by pg_cron for example.'
+            WHEN s.problem LIKE 'the key has no%' THEN format('SELECT enc_schedule_rotation(%L, period);', s.name)
+            WHEN s.last_error IS NOT NULL AND s.problem LIKE 'it failed%' THEN 'Remove the cause: the next call of enc_run_due_rotations() tries again.'
+            ELSE format('Have an owner of the key schedule it: SELECT enc_schedule_rotation(%L);', s.name) END
+  FROM schedule s
+UNION ALL
+SELECT 'schedule', 'all', 'ok', 'no rotation is scheduled', NULL WHERE NOT EXISTS (SELECT FROM schedule)
+$$;
+
+CREATE FUNCTION enc_health(
+        OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
+    RETURNS SETOF record
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+SELECT * FROM (
+    SELECT * FROM encryption.provider_health() UNION ALL
+    SELECT * FROM encryption.key_health() UNION ALL
+    SELECT * FROM encryption.work_health() UNION ALL
+    SELECT * FROM encryption.schedule_health()) checks
+ ORDER BY array_position(ARRAY['critical', 'warning', 'ok'], status), check_name, subject
+$$;
+COMMENT ON FUNCTION enc_health() IS
+    'whether keys and providers are as they should be, a row for each check: critical is what stops statements';
+
+CREATE FUNCTION enc_ready() RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    failing text;
+BEGIN
+    SELECT string_agg(format('%s of %s: %s.', h.check_name, h.subject, h.detail), E'\n') INTO failing
+      FROM @extschema@.enc_health() h WHERE h.status = 'critical';
+    IF failing IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'KE141',
+            MESSAGE = 'statements on encrypted values fail',
+            DETAIL = failing,
+            HINT = 'SELECT * FROM enc_health() has remedies.';
+    END IF;
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION enc_ready() IS 'true, or an error if enc_health() has a critical row: for readiness probes';
+
+REVOKE EXECUTE ON FUNCTION enc_health(), enc_ready(), encryption.provider_health(), encryption.key_health(),
+    encryption.work_health(), encryption.schedule_health() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION enc_health(), enc_ready() TO pg_monitor;
+
+----------------------------------------------------------------------------------------------------
+-- Evidence: one report for an auditor, of keys as they are now and of what was done to them in a time.
+----------------------------------------------------------------------------------------------------
+
+-- The versions of a key, and what became of it in a time, as part of enc_evidence.
+CREATE FUNCTION encryption.evidence_of_keys(since timestamptz, until timestamptz) RETURNS jsonb
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT coalesce(jsonb_agg(jsonb_build_object(
+           'name', k.name,
+           'protects', k.protects,
+           'owner', pg_get_userbyid(k.owner),
+           'purpose', k.purpose,
+           'labels', to_jsonb(k.labels),
+           'created_at', k.created_at,
+           'active_version', s.active_version,
+           'active_since', s.active_since,
+           'age_days', round((extract(epoch FROM s.age) / 86400)::numeric, 1),
+           'rotation_period', k.rotation_period::text,
+           'rotation_due', s.rotation_due,
+           'is_overdue', s.is_overdue,
+           'schedule', (
+               SELECT jsonb_build_object(
+                          'is_enabled', r.is_enabled, 'auto_reencrypt', r.auto_reencrypt,
+                          'scheduled_by', pg_get_userbyid(r.scheduled_by), 'scheduled_at', r.scheduled_at,
+                          'rotated_at', r.rotated_at, 'last_error', r.last_error)
+                 FROM @extschema@.enc_scheduled_rotations r WHERE r.name = k.name),
+           'rotations', (
+               SELECT coalesce(jsonb_agg(jsonb_build_object(
+                          'at', e.occurred_at, 'action', e.action, 'old_version', e.old_version,
+                          'new_version', e.new_version, 'by', e.role_name, 'reason', e.reason)
+                          ORDER BY e.occurred_at, e.sequence), '[]')
+                 FROM encryption.key_event e
+                WHERE e.key_name = k.name AND e.action IN ('rotate', 'activate')
+                  AND e.occurred_at >= since AND e.occurred_at < until),
+           'versions', (
+               SELECT coalesce(jsonb_agg(jsonb_build_object(
+                          'version', v.version, 'state', v.state, 'provider', v.provider,
+                          'created_at', v.created_at, 'created_by', pg_get_userbyid(v.created_by),
+                          'activated_at', v.activated_at, 'deprecated_at', v.deprecated_at,
+                          'age_days', round((extract(epoch FROM now() - v.created_at) / 86400)::numeric, 1),
+                          'check_value', encode(v.check_value, 'hex'))
+                          ORDER BY v.version), '[]')
+                 FROM encryption.key_version v WHERE v.key_id = k.key_id),
+           'proofs', (
+               SELECT coalesce(jsonb_agg(jsonb_build_object(
+                          'version', p.version, 'is_unused', p.is_unused, 'verified_at', p.verified_at,
+                          'verified_by', p.verified_by, 'findings', p.findings)
+                          ORDER BY p.verified_at), '[]')
+                 FROM encryption.version_proof p
+                WHERE p.key_id = k.key_id AND p.verified_at >= since AND p.verified_at < until),
+           'grants', (
+               SELECT coalesce(jsonb_agg(jsonb_build_object(
+                          'grantee', g.grantee, 'privilege', g.privilege,
+                          'granted_by', pg_get_userbyid(g.granted_by), 'granted_at', g.granted_at)
+                          ORDER BY g.grantee, g.privilege), '[]')
+                 FROM @extschema@.enc_key_grants g WHERE g.name = k.name))
+           ORDER BY k.name), '[]')
+  FROM @extschema@.enc_keys k
+  JOIN @extschema@.enc_stat_key s ON s.name = k.name
+$$;
+
+-- The entries of the lifecycle log of a time, and whether the chains that they are in are whole.
+CREATE FUNCTION encryption.evidence_of_log(since timestamptz, until timestamptz, verify boolean) RETURNS jsonb
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    chains jsonb;
+BEGIN
+    IF verify THEN
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+                   'chain', c.chain, 'restored', c.restored, 'entries', c.entries, 'unsealed', c.unsealed,
+                   'ok', c.ok, 'first_wrong', c.first_wrong, 'problem', c.problem)), '[]')
+          INTO chains FROM @extschema@.enc_verify_log() c;
+    END IF;
+    RETURN jsonb_build_object(
+        'is_verified', verify,
+        'chains', coalesce(chains, '[]'),
+        'entries', (
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                       'chain', e.chain, 'sequence', e.sequence, 'at', e.occurred_at, 'action', e.action,
+                       'key', e.key_name, 'old_version', e.old_version, 'new_version', e.new_version,
+                       'rows', e.row_count, 'reason', e.reason, 'detail', e.detail, 'role', e.role_name,
+                       'session_role', e.session_role_name, 'client_address', e.client_address,
+                       'application_name', e.application_name, 'digest', encode(e.digest, 'hex'))
+                       ORDER BY c.restored_at NULLS LAST, e.chain, e.sequence), '[]')
+              FROM encryption.key_event e
+              LEFT JOIN encryption.event_chain c ON c.chain = e.chain
+             WHERE e.occurred_at >= since AND e.occurred_at < until));
+END $$;
+
+CREATE FUNCTION enc_evidence("from" timestamptz, "to" timestamptz, verify_log boolean DEFAULT true) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' SET intervalstyle = 'postgres' SET jit = off AS $$
+BEGIN
+    IF "from" IS NULL OR "to" IS NULL OR "from" >= "to" OR verify_log IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'the time of a report must begin before it ends',
+            HINT = 'Give its begin, and its end, which is not part of it.';
+    END IF;
+    RETURN jsonb_build_object(
+        'format', 1,
+        'generated_at', now(),
+        'generated_by', session_user,
+        'from', "from",
+        'to', "to",
+        'database', current_database(),
+        'system_identifier', (SELECT c.system_identifier::text FROM pg_control_system() c),
+        'in_recovery', pg_is_in_recovery(),
+        'server_version', current_setting('server_version'),
+        'extension_version', (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'encryption_ext'),
+        'not_shown', to_jsonb(ARRAY[
+            'Keys, versions, grants, columns and findings are those of the moment at which the report was made; rotations, proofs and the log are those of its time.',
+            'It is about this database alone. Other databases, copies, exports and backups are not in it.',
+            'Likely personal data is found by the names of columns of tables, and only in columns of text, varchar, char and bytea. Nothing was read. Columns with other names or types, json among them, may hold personal data too.',
+            'Who read or wrote which values is in the audit (encryption_ext.audit) in the server log, not here.',
+            'How the provider makes, keeps and destroys keys, and who administers it, is for the provider to show.',
+            'Superusers pass every check on keys. The log shows what was altered by somebody without the key "database"; compare its digests with those in the server log, kept elsewhere, for the rest.',
+            'That a version is unused is proved for this database, up to the moment of the proof; what a proof does not cover is in its findings.',
+            'No validation of the cryptography, such as FIPS 140-3, is claimed.']),
+        'keys', encryption.evidence_of_keys("from", "to"),
+        'superusers', (SELECT coalesce(jsonb_agg(r.rolname ORDER BY r.rolname), '[]') FROM pg_roles r WHERE r.rolsuper),
+        'encrypted_columns', (
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                       'table', c.table_name, 'column', c.column_name, 'type', format_type(c.type_id, NULL),
+                       'key', k.name, 'is_generated', c.is_generated)
+                       ORDER BY c.table_name, c.column_number, k.name), '[]')
+              FROM encryption.encrypted_column c
+              LEFT JOIN encryption.key k ON k.key_id = c.key_id
+             WHERE NOT c.is_temporary_elsewhere),
+        'likely_personal_data', (
+            SELECT coalesce(jsonb_agg(jsonb_build_object('column', f.object, 'finding', f.finding) ORDER BY f.object), '[]')
+              FROM encryption.column_findings() f WHERE f.check_name = 'plaintext_column'),
+        'findings', (
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                       'check', f.check_name, 'severity', f.severity, 'object', f.object,
+                       'finding', f.finding, 'remedy', f.remedy)), '[]')
+              FROM @extschema@.enc_security_check() f WHERE f.check_name <> 'plaintext_column'),
+        'log', encryption.evidence_of_log("from", "to", verify_log));
+END $$;
+COMMENT ON FUNCTION enc_evidence(timestamptz, timestamptz, boolean) IS
+    'a report for an auditor: keys, rotations, proofs, grants, columns, findings, and the lifecycle log of a time';
+
+-- A value in a cell of a table, so that nothing in it is taken for markup.
+CREATE FUNCTION encryption.markdown_cell(value jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT regexp_replace(
+           regexp_replace(
+               CASE jsonb_typeof(value)
+                   WHEN 'null' THEN ''
+                   WHEN 'array' THEN (SELECT coalesce(string_agg(e, ', '), '') FROM jsonb_array_elements_text(value) e)
+                   WHEN 'boolean' THEN CASE value::text WHEN 'true' THEN 'yes' ELSE 'no' END
+                   ELSE value #>> '{}' END,
+               '[[:cntrl:]]+', ' ', 'g'),
+           '([\\`*|<>&\[\]~])', '\\\1', 'g')
+$$;
+
+-- Rows as a table with these columns, whose headings are their names.
+CREATE FUNCTION encryption.markdown_table(lines jsonb, columns text[]) RETURNS text
+    LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT CASE WHEN lines IS NULL OR lines = '[]' THEN E'None.\n'
+            ELSE format(E'| %s |\n|%s\n', replace(array_to_string(columns, ' | '), '_', ' '),
+                        repeat(' --- |', cardinality(columns)))
+                 || (SELECT string_agg(format(E'| %s |\n', (
+                         SELECT string_agg(coalesce(encryption.markdown_cell(line -> name), ''), ' | ' ORDER BY n)
+                           FROM unnest(columns) WITH ORDINALITY AS c (name, n))), '' ORDER BY number)
+                       FROM jsonb_array_elements(lines) WITH ORDINALITY AS l (line, number)) END
+$$;
+
+CREATE FUNCTION enc_evidence_markdown("from" timestamptz, "to" timestamptz, verify_log boolean DEFAULT true) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+    report jsonb := @extschema@.enc_evidence("from", "to", verify_log);
+    -- What keys have a list of, a row for each of its elements with the key's name.
+    of_keys jsonb := (
+        SELECT coalesce(jsonb_object_agg(part.name, part.lines), '{}')
+          FROM (SELECT list.name, jsonb_agg(jsonb_build_object('key', k -> 'name') || line) AS lines
+                  FROM jsonb_array_elements(report -> 'keys') k
+                 CROSS JOIN unnest(ARRAY['versions', 'rotations', 'proofs', 'grants']) AS list (name)
+                 CROSS JOIN LATERAL jsonb_array_elements(k -> list.name) line
+                 GROUP BY list.name) part);
+BEGIN
+    RETURN format(E'# Encryption of database %s\n\n', encryption.markdown_cell(report -> 'database'))
+        || encryption.markdown_table(jsonb_build_array(report),
+               ARRAY['from', 'to', 'generated_at', 'generated_by', 'system_identifier', 'in_recovery', 'server_version', 'extension_version'])
+        || E'\n## What this report does not show\n\n'
+        || (SELECT string_agg(format(E'* %s\n', encryption.markdown_cell(line)), '')
+              FROM jsonb_array_elements(report -> 'not_shown') line)
+        || E'\n## Keys\n\n'
+        || encryption.markdown_table(report -> 'keys',
+               ARRAY['name', 'protects', 'owner', 'purpose', 'labels', 'active_version', 'active_since', 'age_days',
+                     'rotation_period', 'rotation_due', 'is_overdue'])
+        || E'\n## Versions\n\n'
+        || encryption.markdown_table(of_keys -> 'versions',
+               ARRAY['key', 'version', 'state', 'provider', 'created_at', 'created_by', 'activated_at', 'deprecated_at', 'age_days', 'check_value'])
+        || E'\n## Rotations in this time\n\n'
+        || encryption.markdown_table(of_keys -> 'rotations', ARRAY['key', 'at', 'action', 'old_version', 'new_version', 'by', 'reason'])
+        || E'\n## Proofs that versions are unused\n\n'
+        || encryption.markdown_table(of_keys -> 'proofs', ARRAY['key', 'version', 'is_unused', 'verified_at', 'verified_by', 'findings'])
+        || E'\n## Who may use keys\n\n'
+        || format(E'Owners of keys, members of their roles, and superusers (%s) may do everything with them.\n\n',
+                  encryption.markdown_cell(report -> 'superusers'))
+        || encryption.markdown_table(of_keys -> 'grants', ARRAY['key', 'grantee', 'privilege', 'granted_by', 'granted_at'])
+        || E'\n## Encrypted columns\n\n'
+        || encryption.markdown_table(report -> 'encrypted_columns', ARRAY['table', 'column', 'type', 'key', 'is_generated'])
+        || E'\n## Likely personal data that is not encrypted\n\n'
+        || encryption.markdown_table(report -> 'likely_personal_data', ARRAY['column', 'finding'])
+        || E'\n## Findings of the security check\n\n'
+        || encryption.markdown_table(report -> 'findings', ARRAY['check', 'severity', 'object', 'finding', 'remedy'])
+        || E'\n## Lifecycle log\n\n'
+        || CASE WHEN verify_log THEN encryption.markdown_table(report #> '{log,chains}',
+                         ARRAY['chain', 'restored', 'entries', 'unsealed', 'ok', 'first_wrong', 'problem'])
+                ELSE E'The chains were not verified.\n' END
+        || E'\n'
+        || encryption.markdown_table(report #> '{log,entries}',
+               ARRAY['chain', 'sequence', 'at', 'action', 'key', 'old_version', 'new_version', 'rows', 'reason', 'detail',
+                     'role', 'session_role', 'client_address', 'application_name']);
+END $$;
+COMMENT ON FUNCTION enc_evidence_markdown(timestamptz, timestamptz, boolean) IS 'what enc_evidence returns, as Markdown';
+
+REVOKE EXECUTE ON FUNCTION enc_evidence(timestamptz, timestamptz, boolean),
+    enc_evidence_markdown(timestamptz, timestamptz, boolean),
+    encryption.evidence_of_keys(timestamptz, timestamptz),
+    encryption.evidence_of_log(timestamptz, timestamptz, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION enc_evidence(timestamptz, timestamptz, boolean),
+    enc_evidence_markdown(timestamptz, timestamptz, boolean) TO pg_monitor;
 
 ----------------------------------------------------------------------------------------------------
 -- What must not be declared is refused when it is.

@@ -168,6 +168,20 @@ pub(crate) fn may(user: pg_sys::Oid, key: &Key, privilege: Privilege) -> bool {
     Held::of(user, key).check(key, privilege).is_ok()
 }
 
+/// The role with this name, to which the current user may give what is its own, by the rules of `ALTER …
+/// OWNER TO`. PostgreSQL raises the error if there is no such role, or the user may not become it.
+pub(crate) fn role_to_give_to(name: &std::ffi::CStr) -> pg_sys::Oid {
+    // SAFETY: the name is NUL-terminated; look-ups in system caches.
+    unsafe {
+        let role = pg_sys::get_role_oid(name.as_ptr(), false);
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        pg_sys::check_is_member_of_role(pg::current_user(), role);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        pg_sys::check_can_set_role(pg::current_user(), role);
+        role
+    }
+}
+
 /// A role's name, for a message.
 pub(crate) fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: a look-up in a system cache; the name is NUL-terminated, or a null pointer.

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::catalog::{Key, Privilege, invalidation};
 use crate::fmgr::server_log;
-use crate::{access, keys, pg, session, settings};
+use crate::{access, events, keys, pg, session, settings};
 
 /// What every line of the audit begins with.
 const PREFIX: &str = "encryption_ext audit: ";
@@ -211,9 +211,10 @@ impl Usage {
             untold => format!(", and {untold} times since this was last said"),
         };
         let (name, privilege) = (&key.name, privilege.name());
-        server_log(&format!(
-            "denied: role \"{role}\" has no privilege \"{privilege}\" on key \"{name}\" (SQLSTATE {sqlstate}){more}"
-        ));
+        let denial = format!(
+            "role \"{role}\" has no privilege \"{privilege}\" on key \"{name}\" (SQLSTATE {sqlstate}){more}"
+        );
+        events::tell(&events::Event::Denied { denial: &denial });
     }
 
     /// Writes what was counted, and counts anew.

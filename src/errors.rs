@@ -36,6 +36,8 @@ pub(crate) enum Error {
     KeyUnavailableHere { key: String },
     DigestVersionUnset,
     DigestVersionInUse { version: KeyVersion },
+    KeyInfoInvalid { why: &'static str, expected: &'static str },
+    RotationPeriodMissing { key: KeyName },
     KeyVersionRetained { key: KeyName, version: KeyVersion, backup: String },
     BackupUnknown { label: String },
 
@@ -212,7 +214,9 @@ impl Error {
             | Self::KeyChangedMeanwhile { .. }
             | Self::KeyUnavailableHere { .. }
             | Self::DigestVersionUnset
-            | Self::DigestVersionInUse { .. } => self.describe_key(),
+            | Self::DigestVersionInUse { .. }
+            | Self::KeyInfoInvalid { .. }
+            | Self::RotationPeriodMissing { .. } => self.describe_key(),
             Self::KeyVersionRetained { .. } | Self::BackupUnknown { .. } => self.describe_backup(),
             Self::PermissionDenied { .. }
             | Self::NotKeyOwner { .. }
@@ -397,6 +401,14 @@ impl Error {
             )
             .detail("Without it no index on digests can be searched or changed.")
             .hint("Move the digests to the active version first with SELECT enc_rotate_digest()."),
+            Self::KeyInfoInvalid { why, expected } => {
+                Description::new("KE140", *why).hint(*expected)
+            }
+            Self::RotationPeriodMissing { key } => Description::new(
+                "KE142",
+                format!("key \"{key}\" has no rotation period, or no active version"),
+            )
+            .hint("Give a period: SELECT enc_schedule_rotation(name, '90 days')."),
             _ => unreachable_description(),
         }
     }
@@ -430,9 +442,8 @@ impl Error {
                     ))
             }
             Self::NotKeyOwner { key } => {
-                Description::new("KE021", format!("must be owner of key \"{key}\"")).hint(
-                    "The owner is the role that created the key; its members and superusers pass.",
-                )
+                Description::new("KE021", format!("must be owner of key \"{key}\""))
+                    .hint("The view enc_keys shows the owner; its members and superusers pass.")
             }
             Self::PrivilegeUnknown { privilege } => {
                 Description::new("KE022", format!("unrecognized key privilege {privilege:?}"))
@@ -1007,7 +1018,7 @@ pub(crate) const fn is_of_class(sqlstate: c_int, class: &str) -> bool {
 }
 
 /// `MAKE_SQLSTATE` of `src/include/utils/elog.h`: six bits a character.
-const fn encode_sqlstate(sqlstate: &str) -> c_int {
+pub(crate) const fn encode_sqlstate(sqlstate: &str) -> c_int {
     let bytes = sqlstate.as_bytes();
     let mut code = 0;
     let mut i = 0;

@@ -108,17 +108,27 @@ fn ereport(error: Raised) -> ! {
 /// `ereport(LOG, …)` to the server log alone, without the statement and the context, which may have
 /// plaintext in them.
 pub(crate) fn server_log(line: &str) {
-    use elog::{AS_IS, errfinish, errhidecontext, errhidestmt, errmsg_internal, errstart};
+    report(pg_sys::LOG_SERVER_ONLY, 0, line);
+}
+
+/// `ereport(level, …)` of a level below ERROR, with an SQLSTATE as PostgreSQL encodes it, without the
+/// statement and the context.
+pub(crate) fn report(level: u32, sqlstate: c_int, line: &str) {
+    use elog::{AS_IS, errcode, errfinish, errhidecontext, errhidestmt, errmsg_internal, errstart};
 
     let line = CString::new(line.replace('\0', " ")).unwrap_or_default();
-    // SAFETY: the string is NUL-terminated and outlives the call; a message of this level is written
-    // and returns.
+    // SAFETY: the string is NUL-terminated and outlives the call. A message of this level is written and
+    // returns; errfinish would end the statement here if it was canceled, but for the interrupts that
+    // are held.
     unsafe {
-        if errstart(pg_sys::LOG_SERVER_ONLY as c_int, std::ptr::null()) {
+        if errstart(level as c_int, std::ptr::null()) {
+            pg_sys::InterruptHoldoffCount += 1;
+            errcode(sqlstate);
             errmsg_internal(AS_IS, line.as_ptr());
             errhidestmt(true);
             errhidecontext(true);
             errfinish(c"encryption_ext".as_ptr(), 0, std::ptr::null());
+            pg_sys::InterruptHoldoffCount -= 1;
         }
     }
 }

@@ -29,9 +29,10 @@ use crate::access::{self, Authority, Held};
 use crate::audit::{Purpose, Usage};
 use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
+use crate::events::Event;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
-use crate::{log_redaction, pg, restored, session, settings, types};
+use crate::{events, log_redaction, pg, restored, session, settings, types};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -55,10 +56,6 @@ struct Backend {
     usage: Usage,
     /// Whether it was seen that the catalog is not that of a restored backup, or the user told.
     knows_if_restored: bool,
-    /// When the log was last told that a key is used past its time to live.
-    told_of_use_past_time: OncePerMinute,
-    /// When it was last told that a key could not be fetched ahead of its expiry.
-    told_of_refresh: OncePerMinute,
 }
 
 /// How long a provider that is out of reach is asked on when keys may no longer be used: so that the
@@ -142,22 +139,6 @@ struct Digests {
     generation: u64,
 }
 
-/// Something that the log is told of once a minute, however often it happens.
-#[derive(Default)]
-struct OncePerMinute(Option<Instant>);
-
-impl OncePerMinute {
-    fn is_due(&mut self) -> bool {
-        let now = Instant::now();
-        let was = self.0.map(|at| now.saturating_duration_since(at));
-        let is_due = was.is_none_or(|elapsed| elapsed >= Duration::from_secs(60));
-        if is_due {
-            self.0 = Some(now);
-        }
-        is_due
-    }
-}
-
 impl Authorized {
     fn is(&self, key_id: KeyId, authority: Authority) -> bool {
         self.key.name.id() == key_id && self.authority == authority
@@ -167,7 +148,7 @@ impl Authorized {
 /// A version's key in the cache, and the check value that tells which key it is.
 pub(crate) struct Opened {
     material: KeyMaterial,
-    check_value: CheckValue,
+    pub(crate) check_value: CheckValue,
 }
 
 thread_local! {
@@ -461,8 +442,6 @@ impl Backend {
             refresher: Refresher::new(),
             usage: Usage::default(),
             knows_if_restored: false,
-            told_of_use_past_time: OncePerMinute::default(),
-            told_of_refresh: OncePerMinute::default(),
         }
     }
 
@@ -485,10 +464,9 @@ impl Backend {
             for outages in outages {
                 self.providers.record_outages(&outages);
                 let Outages { provider, error, .. } = outages;
-                if self.told_of_refresh.is_due() {
-                    let error = Error::Provider { provider, key: None, error };
-                    pgrx::log!("could not fetch keys ahead of their expiry: {}", error.message());
-                }
+                let error = Error::Provider { provider: provider.clone(), key: None, error };
+                let error = &error.message();
+                events::tell(&Event::NotFetchedAhead { provider: &provider, error });
             }
         }
     }
@@ -707,15 +685,14 @@ impl Backend {
         Ok(cached)
     }
 
-    fn warn_of_use_past_time(&mut self, key: &Key, version: &Version, left: Duration, why: &str) {
-        if self.told_of_use_past_time.is_due() {
-            pgrx::warning!(
-                "using version {} of key \"{}\" past its time to live, for {} s more at most: {why}",
-                version.number,
-                key.name,
-                left.as_secs()
-            );
-        }
+    fn warn_of_use_past_time(&self, key: &Key, version: &Version, left: Duration, why: &str) {
+        events::tell(&Event::UsedPastTime {
+            key: &key.name,
+            version: version.number,
+            provider: &version.provider,
+            left,
+            why,
+        });
     }
 
     /// The key's other readable versions are fetched with the first, so that a statement that
@@ -760,9 +737,7 @@ impl Backend {
         self.knows_if_restored = true;
         match restored::why() {
             Ok(None) => (),
-            Ok(Some(why)) => pgrx::warning!(
-                "the catalog of keys may be older than the keys: {why}; SELECT * FROM enc_reconcile() compares them"
-            ),
+            Ok(Some(why)) => events::tell(&Event::CatalogRestored { why: &why }),
             Err(error) => pgrx::warning!("{}", error.message()),
         }
     }
@@ -829,10 +804,10 @@ impl Backend {
             Err(error) => {
                 // A refusal, which ends the use of the key at the end of its time.
                 let (name, number) = (planned.name, planned.version);
+                let key = name.clone();
                 let error = Error::Provider { provider: planned.provider, key: Some(name), error };
-                if self.told_of_refresh.is_due() {
-                    pgrx::log!("could not fetch version {number} again: {}", error.message());
-                }
+                let error = &error.message();
+                events::tell(&Event::NotFetchedAgain { key: &key, version: number, error });
             }
         }
     }
@@ -867,7 +842,7 @@ fn cipher<'a>(
 }
 
 /// How long a key may be used while its provider is out of reach.
-fn longest_use() -> Duration {
+pub(crate) fn longest_use() -> Duration {
     settings::cache_ttl() + settings::cache_stale_grace()
 }
 
@@ -900,7 +875,9 @@ pub(crate) fn verify_check_value(
     version: &Version,
     data_key: &DataKey,
 ) -> Result<(), Error> {
-    if version.check_value.matches(data_key, &version_id(key, version)) {
+    let is_right = version.check_value.matches(data_key, &version_id(key, version));
+    events::check_value_seen(key, version, is_right);
+    if is_right {
         return Ok(());
     }
     Err(Error::KeyCheckValueWrong {

@@ -10,6 +10,7 @@ mod catalog;
 mod ddl;
 mod edges;
 mod errors;
+mod events;
 mod fmgr;
 mod functions;
 mod jobs;

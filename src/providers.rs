@@ -8,6 +8,7 @@ use envelope::{DataKey, KeyName};
 use keyring::breaker::Breaker;
 use keyring::call::RequestLimits;
 use keyring::configured::{Configured, ProviderFile, ProviderKind};
+use keyring::logins;
 use keyring::provider::{Interrupt, Provider, ProviderError, ProviderErrorKind};
 use keyring::refresh::Outages;
 use keyring::version::VersionId;
@@ -15,6 +16,7 @@ use pgrx::pg_sys;
 
 use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
+use crate::events::{self, Event};
 use crate::settings;
 
 /// How long it is remembered that a provider has no such key or version.
@@ -86,8 +88,13 @@ impl Providers {
             |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
         let made = self.made(name, failed)?;
         made.breaker.admit(Instant::now()).map_err(failed)?;
+        let before = made.breaker.clone();
         let result = call(made.provider.as_mut());
         made.breaker.record(&result, Instant::now());
+        events::asked(name, &before, &made.breaker);
+        if logins::take() > 0 {
+            events::tell(&Event::LoginRenewed { provider: name });
+        }
         result.map_err(|error| {
             if error.kind == ProviderErrorKind::Interrupted {
                 // Raises PostgreSQL's own error, which says who or what ended the statement.
@@ -102,17 +109,25 @@ impl Providers {
         self.made.get(name).is_none_or(|made| made.breaker.is_calm(Instant::now()))
     }
 
+    /// What is known of the failures of the provider with this name; `None` if it wasn't asked.
+    pub(crate) fn breaker(&self, name: &str) -> Option<&Breaker> {
+        self.made.get(name).map(|made| &made.breaker)
+    }
+
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
     pub(crate) fn record_outages(&mut self, outages: &Outages) {
         if let Some(made) = self.made.get_mut(&outages.provider) {
+            let before = made.breaker.clone();
             made.breaker.record_outages(outages.count, &outages.error, outages.at);
+            events::asked(&outages.provider, &before, &made.breaker);
         }
     }
 
     /// Takes notice that the provider has answered.
     pub(crate) fn record_answer(&mut self, name: &str) {
         if let Some(made) = self.made.get_mut(name) {
-            made.breaker = Breaker::default();
+            let before = std::mem::take(&mut made.breaker);
+            events::asked(name, &before, &made.breaker);
         }
     }
 

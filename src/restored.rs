@@ -134,3 +134,13 @@ sql_function! {
         return_rows(call, rows.as_slice())
     }
 }
+
+sql_function! {
+    /// `encryption.restored_from() RETURNS text`
+    fn encryption_restored_from(call) {
+        match why()? {
+            Some(why) => text_datum(why.as_bytes()),
+            None => Ok(call.null()),
+        }
+    }
+}

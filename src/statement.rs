@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::ffi::c_char;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pgrx::pg_sys;
 
@@ -22,6 +23,8 @@ pub(crate) fn register() {
         pg_sys::ExecutorEnd_hook = Some(executor_end);
         PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
+        pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_event), std::ptr::null_mut());
         // A statement that has begun without these hooks goes on.
         if pg_sys::IsTransactionState() {
             FRAMES.with_borrow_mut(|frames| {
@@ -97,6 +100,38 @@ pub(crate) fn is_executing() -> bool {
     })
 }
 
+/// The query that is being executed, the innermost one, or null.
+static RUNNING: AtomicPtr<pg_sys::QueryDesc> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The query that is being executed, the innermost one, or null if that isn't known: once an error was
+/// caught in it.
+pub(crate) fn running_query() -> *mut pg_sys::QueryDesc {
+    RUNNING.load(Ordering::Relaxed)
+}
+
+unsafe extern "C-unwind" fn transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::XactEvent as Event;
+
+    if matches!(event, Event::XACT_EVENT_ABORT | Event::XACT_EVENT_PARALLEL_ABORT) {
+        RUNNING.store(std::ptr::null_mut(), Ordering::Relaxed);
+    }
+}
+
+/// An error has passed over the frames of queries, whose memory is about to go.
+unsafe extern "C-unwind" fn subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    _subtransaction: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        RUNNING.store(std::ptr::null_mut(), Ordering::Relaxed);
+    }
+}
+
 /// An address in the frame that `local` is a variable of.
 fn address_of(local: &u8) -> usize {
     std::ptr::from_ref(black_box(local)).addr()
@@ -116,10 +151,12 @@ unsafe extern "C-unwind" fn executor_run(
     // holds nothing with a destructor.
     unsafe {
         log_redaction::query_begins(query);
+        let outer = RUNNING.swap(query, Ordering::Relaxed);
         match PREVIOUS_RUN {
             Some(previous) => previous(query, direction, count, execute_once),
             None => pg::standard_executor_run(query, direction, count, execute_once),
         }
+        RUNNING.store(outer, Ordering::Relaxed);
     }
     leave(frame);
 }
@@ -136,10 +173,12 @@ unsafe extern "C-unwind" fn executor_run(
     // SAFETY: as for other versions.
     unsafe {
         log_redaction::query_begins(query);
+        let outer = RUNNING.swap(query, Ordering::Relaxed);
         match PREVIOUS_RUN {
             Some(previous) => previous(query, direction, count),
             None => pg::standard_executor_run(query, direction, count),
         }
+        RUNNING.store(outer, Ordering::Relaxed);
     }
     leave(frame);
 }

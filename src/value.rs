@@ -4,8 +4,8 @@ use envelope::{Header, KeyName, OVERHEAD, PlaintextKind, Sealed, ValueCipher};
 
 use crate::catalog::Privilege;
 use crate::errors::Error;
-use crate::keys;
 use crate::varlena::{Buffer, Shape};
+use crate::{events, keys};
 
 /// Encrypts `plaintext` under the active version of the key with this id. The current user needs
 /// `encrypt` on it, except for the database key.
@@ -97,5 +97,6 @@ fn decrypting<T>(
 
 #[cold]
 fn not_authentic(name: &KeyName, value: &Sealed<'_>) -> Box<Error> {
+    events::value_not_authentic(name, value);
     Box::new(Error::ValueNotAuthentic { key: name.clone(), version: value.key_version() })
 }

@@ -19,6 +19,7 @@ use super::sql::SqlRow;
 use super::write::{Writer, as_owner, number_of, role};
 use crate::audit::{self, Change};
 use crate::errors::Error;
+use crate::events;
 use crate::keys;
 
 pub(crate) use server_log::register;
@@ -135,7 +136,11 @@ impl Writer<'_, '_> {
             caller,
         };
         if let Some([if_committed, if_prepared]) = audit::lines_of_change(&change) {
-            server_log::write_at_commit(server_log::Line { if_committed, if_prepared });
+            server_log::write_at_commit(server_log::Line {
+                is_entry: false,
+                if_committed,
+                if_prepared,
+            });
         }
         Ok(())
     }
@@ -162,10 +167,7 @@ impl Writer<'_, '_> {
         let version = match keys::with_log_key(None, |version, _| version) {
             Ok(version) => version,
             Err(error) => {
-                pgrx::warning!(
-                    "entry of the lifecycle log has no digest until another is made: {}",
-                    error.message()
-                );
+                events::tell(&events::Event::EntryUnsealed { error: &error.message() });
                 return Ok(None);
             }
         };

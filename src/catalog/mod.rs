@@ -6,6 +6,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod invalidation;
+pub(crate) mod key_info;
 pub(crate) mod log;
 mod replicated;
 mod scan;

@@ -13,6 +13,7 @@ use keyring::version::{CheckValue, Keyspace, VersionId};
 use pgrx::pg_sys;
 
 use super::key_name;
+use crate::catalog::key_info::KeyInfo;
 use crate::catalog::log::Event;
 use crate::catalog::write::{NewVersion, Writer, as_owner, refuse_if_read_only};
 use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
@@ -21,7 +22,8 @@ use crate::fmgr::{Call, sql_function};
 use crate::{access, keys, settings};
 
 sql_function! {
-    /// `enc_create_key(name text, if_not_exists boolean, reason text) RETURNS integer`
+    /// `enc_create_key(name text, if_not_exists boolean, reason text, purpose text, labels text[],
+    /// rotation_period interval, owner name) RETURNS integer`
     fn enc_create_key(call) {
         refuse_if_read_only(c"enc_create_key()");
         call.refuse_nulls_in_first(2)?;
@@ -30,11 +32,12 @@ sql_function! {
         if name.as_str() == DATABASE_KEY {
             return Err(Error::KeyNameReserved { name });
         }
+        let info = KeyInfo::of_arguments(call, 3)?;
         if let Some(key) = keys::find(name.id())? {
             return existing(&name, &key, call.boolean(1));
         }
         ensure_database_key()?;
-        let version = match create(&name, reason.as_deref()) {
+        let version = match create(&name, &info, reason.as_deref()) {
             // Another session makes it at the same moment, and was faster.
             Err(Error::KeyChangedMeanwhile { .. }) if call.boolean(1) => {
                 return existing(&name, &*keys::named(&name)?, true);
@@ -73,7 +76,7 @@ fn ensure_database_key() -> Result<(), Error> {
     if keys::find(name.id())?.is_some() {
         return Ok(());
     }
-    match create(&name, None) {
+    match create(&name, &KeyInfo::default(), None) {
         // Another session makes its first key at the same moment, and was faster.
         Err(Error::KeyChangedMeanwhile { .. }) => Ok(()),
         result => result.map(|_| ()),
@@ -81,7 +84,7 @@ fn ensure_database_key() -> Result<(), Error> {
 }
 
 /// Makes a key, or adopts all versions of it that a direct provider has; the newest is active.
-fn create(name: &KeyName, reason: Option<&str>) -> Result<KeyVersion, Error> {
+fn create(name: &KeyName, info: &KeyInfo, reason: Option<&str>) -> Result<KeyVersion, Error> {
     let provider = configured_provider()?;
     let keyspace = catalog::read_keyspace()?;
     let mut versions = discover(&provider, name, keyspace, None)?;
@@ -113,6 +116,7 @@ fn create(name: &KeyName, reason: Option<&str>) -> Result<KeyVersion, Error> {
             });
         }
         catalog.insert_key(name)?;
+        catalog.set_key_info(name, info)?;
         for version in &versions {
             let state = if version.number == newest { State::Active } else { State::Deprecated };
             catalog.insert_version(name, version, state)?;
@@ -120,9 +124,31 @@ fn create(name: &KeyName, reason: Option<&str>) -> Result<KeyVersion, Error> {
         if name.as_str() == DATABASE_KEY {
             catalog.pin_digest_version(newest)?;
         }
-        catalog.log(&Event::new("create").key(name).versions(None, Some(newest)).reason(reason))
+        let event = Event::new("create").key(name).versions(None, Some(newest)).reason(reason);
+        let detail = info.describe();
+        catalog.log(&if detail.is_empty() { event } else { event.detail(&detail) })
     })?;
     Ok(newest)
+}
+
+sql_function! {
+    /// `enc_set_key_info(name text, purpose text, labels text[], rotation_period interval, owner name,
+    /// reason text) RETURNS void`
+    fn enc_set_key_info(call) {
+        refuse_if_read_only(c"enc_set_key_info()");
+        call.refuse_nulls_in_first(1)?;
+        let reason = call.optional_text(5)?;
+        let key = owned_key(call)?;
+        let info = KeyInfo::of_arguments(call, 1)?;
+        let detail = info.describe();
+        if detail.is_empty() {
+            return Ok(void());
+        }
+        let event = Event::new("set-key-info").detail(&detail);
+        change(&key, event.reason(reason.as_deref()), |catalog| {
+            catalog.set_key_info(&key.name, &info)
+        })
+    }
 }
 
 sql_function! {
@@ -137,7 +163,7 @@ sql_function! {
 
 /// Adopts the versions that a direct provider has beyond those that the catalog knows, or makes
 /// one.
-fn rotate(key: &Key, activate: bool, reason: Option<&str>) -> Result<KeyVersion, Error> {
+pub(crate) fn rotate(key: &Key, activate: bool, reason: Option<&str>) -> Result<KeyVersion, Error> {
     let provider = configured_provider()?;
     let keyspace = catalog::read_keyspace()?;
     let mut versions = discover(&provider, &key.name, keyspace, Some(key))?;

@@ -4,6 +4,7 @@
 mod backups;
 mod check_key;
 mod grants;
+mod health;
 pub(crate) mod lifecycle;
 mod log;
 mod providers;

@@ -4,6 +4,7 @@
 mod constants;
 mod nested;
 mod proof;
+mod schedule;
 mod target;
 mod values;
 mod verify;

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 
+use envelope::KeyName;
 use pgrx::pg_sys;
 use pgrx::spi::Spi;
 
@@ -23,6 +24,8 @@ struct Order {
     max_rate: i32,
     fire_triggers: bool,
     skip_damaged: bool,
+    /// Whether it is the re-encryption that follows a scheduled rotation.
+    is_scheduled: bool,
     /// NUL-terminated.
     key: [u8; 64],
 }
@@ -36,9 +39,7 @@ sql_function! {
     fn encryption_start_workers(call) {
         refuse_if_read_only(c"encryption.start_workers()");
         let key = owned_key(call)?;
-        let mut order = Order {
-            // SAFETY: set when a backend has connected.
-            database: unsafe { pg_sys::MyDatabaseId },
+        let order = Order {
             // SAFETY: returns a static variable.
             session_user: unsafe { pg_sys::GetSessionUserId() },
             user: pg::current_user(),
@@ -46,13 +47,42 @@ sql_function! {
             max_rate: call.nullable(3).map_or(0, |_| call.int4(3)),
             fire_triggers: call.boolean(4),
             skip_damaged: call.boolean(5),
-            key: [0; 64],
+            ..Order::about(&key.name)
         };
-        // A key's name has at most 63 bytes.
-        let name = key.name.as_str().as_bytes();
-        order.key[..name.len()].copy_from_slice(name);
         let started = (0..call.int4(1)).take_while(|_| start(order)).count();
         Ok(pg_sys::Datum::from(i32::try_from(started).unwrap_or(i32::MAX)))
+    }
+}
+
+/// Starts a worker for the re-encryption that follows a scheduled rotation, with the rights of who scheduled
+/// it; false if max_worker_processes are running.
+pub(super) fn start_scheduled(
+    name: &KeyName,
+    session_user: pg_sys::Oid,
+    user: pg_sys::Oid,
+) -> bool {
+    start(Order { session_user, user, is_scheduled: true, ..Order::about(name) })
+}
+
+impl Order {
+    /// Work on what is under a key of this database, by nobody yet.
+    fn about(name: &KeyName) -> Self {
+        let mut key = [0; 64];
+        // A key's name has at most 63 bytes.
+        let name = name.as_str().as_bytes();
+        key[..name.len()].copy_from_slice(name);
+        Self {
+            // SAFETY: set when a backend has connected.
+            database: unsafe { pg_sys::MyDatabaseId },
+            session_user: pg_sys::InvalidOid,
+            user: pg_sys::InvalidOid,
+            batch_size: 0,
+            max_rate: 0,
+            fire_triggers: false,
+            skip_damaged: false,
+            is_scheduled: false,
+            key,
+        }
     }
 }
 
@@ -113,12 +143,13 @@ fn take_part() -> Result<(), Error> {
 fn statements(order: &Order) -> Result<Vec<CString>, Error> {
     const STATEMENTS: &str = "
         SELECT pg_catalog.format('SET ROLE %I', pg_catalog.pg_get_userbyid($1::oid)),
-               pg_catalog.format(
+               CASE WHEN $7 THEN pg_catalog.format('CALL encryption.reencrypt_scheduled(%L)', $2)
+                    ELSE pg_catalog.format(
                    'CALL %I.enc_rotate_all(%L, batch_size => %s, max_rate => nullif(%s, 0), '
                    'fire_triggers => %L, skip_damaged => %L)',
                    (SELECT nspname FROM pg_catalog.pg_namespace n
                       JOIN pg_catalog.pg_extension e ON e.extnamespace = n.oid
-                     WHERE e.extname = 'encryption_ext'), $2, $3, $4, $5, $6)";
+                     WHERE e.extname = 'encryption_ext'), $2, $3, $4, $5, $6) END";
     const FAILED: Error = Error::Internal { what: "a rotation worker can't read the catalogs" };
     let key = CStr::from_bytes_until_nul(&order.key).map_err(|_| FAILED)?;
     let (role, call) = Spi::get_two_with_args::<String, String>(
@@ -130,6 +161,7 @@ fn statements(order: &Order) -> Result<Vec<CString>, Error> {
             order.max_rate.into(),
             order.fire_triggers.into(),
             order.skip_damaged.into(),
+            order.is_scheduled.into(),
         ],
     )
     .map_err(|_| FAILED)?;

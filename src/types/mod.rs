@@ -7,13 +7,13 @@ pub(crate) mod identity;
 mod modifier;
 mod text;
 
-use envelope::{KeyId, KeyName, PlaintextKind, Sealed};
+use envelope::{FormatError, KeyId, KeyName, PlaintextKind, Sealed};
 use pgrx::pg_sys;
 
 use crate::catalog::{DATABASE_KEY, Privilege};
 use crate::errors::Error;
 use crate::varlena::{Buffer, Varlena};
-use crate::{keys, value};
+use crate::{events, keys, value};
 
 pub(crate) use bytea::EncryptedBytea;
 pub(crate) use identity::{function_named, is_encrypted, key_of_type, schema_of};
@@ -132,7 +132,13 @@ fn reencrypt<T: EncryptedType>(stored: Varlena, key_id: KeyId) -> Result<Varlena
 /// A value of an encrypted type, parsed.
 #[inline]
 pub(crate) fn parse(value: Varlena) -> Result<Sealed<'static>, Box<Error>> {
-    Sealed::parse(value.bytes()).map_err(|why| Box::new(why.into()))
+    Sealed::parse(value.bytes()).map_err(|why| not_a_value(value, why))
+}
+
+#[cold]
+fn not_a_value(value: Varlena, why: FormatError) -> Box<Error> {
+    events::not_a_value(value.bytes(), why);
+    Box::new(why.into())
 }
 
 /// `value::seal` for plaintexts that may not be armor.

@@ -37,6 +37,11 @@ fn examples_of_the_reference() {
 }
 
 #[test]
+fn examples_of_compliance() {
+    run_examples("examples_of_compliance", "docs/compliance.md", FILE);
+}
+
+#[test]
 fn examples_of_the_clients() {
     run_examples("examples_of_the_clients", "docs/clients.md", FILE);
 }
@@ -308,6 +313,28 @@ fn reference_lists_the_sqlstates() {
     raised.sort();
     raised.dedup();
     assert_same(documented, raised);
+}
+
+/// `describe` in the source has for each event an SQLSTATE, a level and a line, in whichever order.
+#[test]
+fn log_events_lists_the_lines() {
+    let source = read("src/events/mod.rs");
+    let (_, describe) = source.split_once("fn describe(").unwrap();
+    let (describe, _) = describe.split_once("fn subject(").unwrap();
+    let describe = describe.replace("\\\"", "\0");
+    let texts: Vec<_> = describe.split('"').skip(1).step_by(2).collect();
+    let levels = describe.split("Level::").skip(1);
+    let levels: Vec<_> =
+        levels.map(|rest| if rest.starts_with("Log") { "LOG" } else { "WARNING" }).collect();
+    let (pairs, rest) = texts.as_chunks::<2>();
+    assert!(rest.is_empty() && pairs.len() == levels.len() && pairs.len() > 10, "{texts:?}");
+    let written = pairs.iter().zip(&levels).map(|([one, other], level)| {
+        let (sqlstate, line) = if one.starts_with("KE") { (one, other) } else { (other, one) };
+        format!("{sqlstate} {level} {}", line.replace('\0', "\""))
+    });
+    let tables = tables_of(&read("docs/operations/log-events.md"));
+    let documented = table(&tables, ["SQLSTATE", "level", "line"]).rows.iter();
+    assert_same(documented.map(|row| row[..3].join(" ")), written);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::provider::{ProviderError, ProviderErrorKind};
 
 /// The state of one provider.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Breaker {
     /// Failures since the last answer.
     failures: u32,
@@ -71,6 +71,18 @@ impl Breaker {
             }
             Ok(_) | Err(_) => *self = Self::default(),
         }
+    }
+
+    /// Failures since the last answer.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The last failure since the last answer, and when it was.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<&(Instant, ProviderError)> {
+        self.last_failure.as_ref()
     }
 
     /// Whether nothing is asked now.

@@ -43,6 +43,7 @@ pub mod gcp_kms;
 mod http;
 pub mod kmip;
 pub mod log;
+pub mod logins;
 pub mod material;
 mod oauth;
 mod options;

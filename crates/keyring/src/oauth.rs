@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::address;
 use crate::http::{self, Http, Request, Response, Transport};
+use crate::logins;
 use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
 
 /// A token that lets its bearer in.
@@ -157,6 +158,7 @@ impl Client {
             self.token_http.call(until, &*self.interrupt, move |transport| source.fetch(transport));
         match (fetched, kept) {
             (Ok(token), _) => {
+                logins::note();
                 self.token = Some(token.clone());
                 Ok((token, true))
             }

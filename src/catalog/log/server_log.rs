@@ -9,6 +9,7 @@ use keyring::log::Digest;
 use pgrx::{Uuid, pg_sys};
 
 use super::Event;
+use crate::events;
 use crate::fmgr::server_log;
 
 thread_local! {
@@ -19,14 +20,25 @@ thread_local! {
 
 /// What the server log is told.
 pub(super) struct Line {
+    /// Whether it is an entry of the log, and not a line of the audit.
+    pub(super) is_entry: bool,
     pub(super) if_committed: String,
     /// Whether it will be committed is another session's to say.
     pub(super) if_prepared: String,
 }
 
+impl Line {
+    fn write(&self, text: &str) {
+        match self.is_entry {
+            true => events::tell(&events::Event::KeyChanged { entry: text }),
+            false => server_log(text),
+        }
+    }
+}
+
 /// What the server log says about an entry. The reason is left out: it is anybody's text.
 pub(super) fn line(chain: Uuid, sequence: i64, digest: Option<&Digest>, event: &Event<'_>) -> Line {
-    let mut line = format!("lifecycle log of keys: chain {chain}, entry {sequence}, ");
+    let mut line = format!("chain {chain}, entry {sequence}, ");
     // Writing to a String can't fail.
     let _ = match digest {
         Some(digest) => write!(line, "digest {digest}: {}", event.action),
@@ -40,7 +52,7 @@ pub(super) fn line(chain: Uuid, sequence: i64, digest: Option<&Digest>, event: &
             let _ = write!(line, ", {label} version {version}");
         }
     }
-    Line { if_prepared: format!("{line} (prepared)"), if_committed: line }
+    Line { is_entry: true, if_prepared: format!("{line} (prepared)"), if_committed: line }
 }
 
 /// Has the server log say so when the transaction commits.
@@ -67,10 +79,10 @@ unsafe extern "C-unwind" fn transaction_event(
 
     match event {
         Event::XACT_EVENT_COMMIT => {
-            LINES.take().iter().for_each(|(_, line)| server_log(&line.if_committed));
+            LINES.take().iter().for_each(|(_, line)| line.write(&line.if_committed));
         }
         Event::XACT_EVENT_PREPARE => {
-            LINES.take().iter().for_each(|(_, line)| server_log(&line.if_prepared));
+            LINES.take().iter().for_each(|(_, line)| line.write(&line.if_prepared));
         }
         Event::XACT_EVENT_ABORT => LINES.with_borrow_mut(Vec::clear),
         _ => (),

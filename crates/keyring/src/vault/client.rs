@@ -13,6 +13,7 @@ use super::login::{Login, Step};
 use super::settings::Vault;
 use crate::call;
 use crate::http::{self as transport, Http};
+use crate::logins;
 use crate::provider::{Finding, Interrupt, ProviderError, ProviderErrorKind};
 
 /// While a cluster changes its leader, which takes up to two seconds, it answers 400 or 5xx and then
@@ -179,7 +180,10 @@ impl Client {
             Step::Renew(request) => {
                 let answer = self.send(request, deadline)?;
                 match self.login.renewed(&answer) {
-                    Some(token) => Ok((token, false)),
+                    Some(token) => {
+                        logins::note();
+                        Ok((token, false))
+                    }
                     None => {
                         self.login.forget();
                         self.token(deadline)
@@ -198,6 +202,7 @@ impl Client {
         match answer.status {
             200 => {
                 let token = self.login.finish(&answer);
+                token.iter().for_each(|_| logins::note());
                 token.map(|token| (token, true)).ok_or_else(|| self.invalid("what is not a login"))
             }
             status @ (400 | 401 | 403 | 404) => Err(ProviderError::new(
