@@ -2,12 +2,12 @@
 //! is known of their failures.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use envelope::{DataKey, KeyName};
 use keyring::breaker::Breaker;
 use keyring::call::RequestLimits;
-use keyring::configured::{Configured, ProviderFile, ProviderKind};
+use keyring::configured::{Configured, Fingerprint, ProviderFile, ProviderKind};
 use keyring::provider::{Interrupt, Provider, ProviderError, ProviderErrorKind};
 use keyring::refresh::Outages;
 use keyring::version::VersionId;
@@ -15,10 +15,8 @@ use pgrx::pg_sys;
 
 use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
-use crate::settings;
-
-/// How long it is remembered that a provider has no such key or version.
-const MISSING: Duration = Duration::from_secs(3);
+use crate::shared::failures::{self, MISSING};
+use crate::{settings, shared};
 
 /// This backend's providers, by name.
 #[derive(Default)]
@@ -33,6 +31,9 @@ struct Made {
     configured: Configured,
     limits: RequestLimits,
     provider: Box<dyn Provider>,
+    /// What tells the settings from others, in memory that sessions share.
+    fingerprint: Fingerprint,
+    /// This session's own breaker, where sessions share none.
     breaker: Breaker,
     /// What it did not have, by reference.
     missing: HashMap<String, (Instant, ProviderError)>,
@@ -70,6 +71,19 @@ impl Providers {
         result
     }
 
+    /// Makes the provider of a version, so that nothing but calls of it remains to be done to open the
+    /// version; and tells what its settings are known by.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such provider or its settings are wrong.
+    pub(crate) fn prepare(&mut self, key: &Key, version: &Version) -> Result<Fingerprint, Error> {
+        let name = &version.provider;
+        let failed =
+            |error| Error::Provider { provider: name.clone(), key: Some(key.name.clone()), error };
+        Ok(self.made(name, failed)?.fingerprint)
+    }
+
     /// Calls the provider with this name about a key, unless it has failed so often lately that it
     /// is left alone.
     ///
@@ -85,9 +99,9 @@ impl Providers {
         let failed =
             |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
         let made = self.made(name, failed)?;
-        made.breaker.admit(Instant::now()).map_err(failed)?;
+        made.admit().map_err(failed)?;
         let result = call(made.provider.as_mut());
-        made.breaker.record(&result, Instant::now());
+        made.record(&result);
         result.map_err(|error| {
             if error.kind == ProviderErrorKind::Interrupted {
                 // Raises PostgreSQL's own error, which says who or what ended the statement.
@@ -99,7 +113,7 @@ impl Providers {
 
     /// Whether the provider should be asked for what can wait: it did not fail lately.
     pub(crate) fn is_calm(&self, name: &str) -> bool {
-        self.made.get(name).is_none_or(|made| made.breaker.is_calm(Instant::now()))
+        self.made.get(name).is_none_or(Made::is_calm)
     }
 
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
@@ -176,6 +190,7 @@ impl Providers {
             let provider =
                 configured.provider(limits, Box::new(interrupt_pending)).map_err(&failed)?;
             let made = Made {
+                fingerprint: configured.fingerprint(),
                 configured,
                 limits,
                 provider,
@@ -185,6 +200,30 @@ impl Providers {
             self.made.insert(name.to_owned(), made);
         }
         self.made.get_mut(name).ok_or(Error::Internal { what: "a provider that was made is gone" })
+    }
+}
+
+/// The breaker is that of all sessions, where they share one.
+impl Made {
+    fn admit(&self) -> Result<(), ProviderError> {
+        match shared::is_there() {
+            true => failures::admit(self.fingerprint),
+            false => self.breaker.admit(Instant::now()),
+        }
+    }
+
+    fn record<T>(&mut self, result: &Result<T, ProviderError>) {
+        match shared::is_there() {
+            true => failures::record(self.fingerprint, result),
+            false => self.breaker.record(result, Instant::now()),
+        }
+    }
+
+    fn is_calm(&self) -> bool {
+        match shared::is_there() {
+            true => failures::is_calm(self.fingerprint),
+            false => self.breaker.is_calm(Instant::now()),
+        }
     }
 }
 
