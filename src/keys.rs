@@ -502,7 +502,7 @@ impl Backend {
         for version in key.versions.iter().filter(|version| !version.state.decrypts()) {
             self.cache.forget(key_id, version.number);
             self.derived.forget(key_id, version.number);
-            shared::entries::forget(key, version);
+            shared::entries::forget(key_id, version.number);
         }
     }
 

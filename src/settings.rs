@@ -76,6 +76,7 @@ static CACHE_TTL: Integer = Integer::new(3600);
 static CACHE_STALE_GRACE: Integer = Integer::new(4 * 3600);
 static CACHE_CAPACITY: Integer = Integer::new(1000);
 static SHARED_CACHE_SIZE: Integer = Integer::new(1000);
+static WARM_UP: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// A setting of providers of one kind, or of two that reach the same server.
 struct ProviderSetting {
@@ -576,6 +577,14 @@ pub(crate) fn define() -> Result<(), Error> {
         if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
         ALLOW_IN_PARALLEL,
     );
+    GucRegistry::define_bool_guc(
+        c"encryption_ext.warm_up",
+        c"Fetches all versions that decrypt into the shared cache, and not only those that sessions use.",
+        c"When the server starts, as a standby too, and again at half of each cache_ttl.",
+        &WARM_UP,
+        GucContext::Sighup,
+        ALLOW_IN_PARALLEL,
+    );
     GucRegistry::define_enum_guc(
         c"encryption_ext.audit",
         c"What the server log is told of the use of keys, as JSON.",
@@ -793,4 +802,9 @@ pub(crate) fn cache_capacity() -> usize {
 /// How many key versions sessions share, if the library is preloaded.
 pub(crate) fn shared_cache_size() -> usize {
     usize::try_from(SHARED_CACHE_SIZE.get()).unwrap_or(0)
+}
+
+/// Whether versions are fetched that no session has used yet.
+pub(crate) fn warms_up() -> bool {
+    WARM_UP.get()
 }

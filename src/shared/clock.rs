@@ -17,6 +17,9 @@ impl Moment {
     /// Before every other.
     pub(crate) const NEVER: Self = Self(0);
 
+    /// After every other.
+    pub(crate) const END: Self = Self(u64::MAX);
+
     /// The present one.
     pub(crate) fn now() -> Self {
         let mut time = MaybeUninit::<libc::timespec>::zeroed();
@@ -36,10 +39,21 @@ impl Moment {
         Duration::from_nanos(now.0.saturating_sub(self.0))
     }
 
+    /// So much later.
+    pub(crate) fn after(self, duration: Duration) -> Self {
+        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanoseconds))
+    }
+
     /// So much earlier.
     pub(crate) fn before(self, duration: Duration) -> Self {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_sub(nanoseconds))
+    }
+
+    /// How long it is until then.
+    pub(crate) fn left(self, now: Self) -> Duration {
+        now.age(self)
     }
 
     /// The same moment on the clock of this process; `None` if that clock began later, as it stands still
@@ -56,5 +70,10 @@ impl Moment {
     /// As a number, for memory that is shared.
     pub(crate) fn get(self) -> u64 {
         self.0
+    }
+
+    /// What [`Moment::get`] gave.
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self(number)
     }
 }

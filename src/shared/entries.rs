@@ -5,10 +5,11 @@
 //! others wait for what comes of it. A process that ends, or whose statement is cancelled, gives the
 //! flight up, and one of those that wait takes over.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use envelope::DataKey;
+use envelope::{DataKey, KeyId, KeyVersion};
 use keyring::configured::Fingerprint;
 use keyring::provider::{ProviderError, ProviderErrorKind};
 use pgrx::pg_sys;
@@ -97,8 +98,7 @@ impl EntryId {
     /// What names a version of a key of this database.
     pub(crate) fn of(key: &Key, version: &Version) -> Self {
         Self {
-            // SAFETY: set when a process has connected to a database.
-            database: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            database: this_database(),
             key: key.name.id().get(),
             version: version.number.get(),
             keyspace: version.keyspace.0,
@@ -117,6 +117,21 @@ impl EntryId {
 impl Entry {
     fn is_fresh(&self, now: Moment, limit: Duration) -> bool {
         self.is_filled && self.fetched_at.age(now) < limit
+    }
+}
+
+impl Entry {
+    /// When a fetch ahead of the key's expiry is due, if one is: at half of its time, unless nobody has taken
+    /// it since it was fetched.
+    fn due(&self, also_unused: bool) -> Option<Moment> {
+        let is_wanted = also_unused || self.is_used.load(Ordering::Relaxed);
+        let at = self.fetched_at.after(self.time_to_live / 2).max(self.retry_at);
+        (self.is_filled && self.flight == 0 && is_wanted && at != Moment::END).then_some(at)
+    }
+
+    /// When it is of no use any more, whatever happens to the provider.
+    fn end(&self) -> Moment {
+        self.fetched_at.after(self.longest_use)
     }
 }
 
@@ -250,6 +265,58 @@ pub(crate) fn get_or_fetch(
             }
         }
     }
+}
+
+/// Begins a fetch that nobody has asked for yet, unless one is under way, or no place is free.
+pub(super) fn fetch_ahead(id: &EntryId, fingerprint: Fingerprint) -> Option<Flight> {
+    memory::exclusive(|contents| {
+        let found = contents.find(id);
+        let may_begin = match found {
+            Some(n) => contents.entries[n].flight == 0,
+            // No key that somebody uses goes for one that nobody has used.
+            None => contents.tags.contains(&0),
+        };
+        if may_begin { take_off(contents, found, id, fingerprint) } else { None }
+    })
+    .flatten()
+}
+
+/// Whether a version is to be fetched ahead now: it is due, or `if_missing` and not here.
+pub(super) fn is_wanted(id: &EntryId, if_missing: bool) -> bool {
+    let now = Moment::now();
+    let wanted = memory::shared(|contents| match contents.find(id) {
+        Some(n) => contents.entries[n].due(if_missing).is_some_and(|at| at <= now),
+        None => if_missing,
+    });
+    wanted.unwrap_or(false)
+}
+
+/// The database of the key that is due next for a fetch ahead of its expiry, and when that is.
+pub(super) fn next_due(also_unused: bool) -> Option<(u32, Moment)> {
+    memory::shared(|contents| {
+        let entries = contents.entries.iter();
+        let due = entries.filter_map(|e| e.due(also_unused).map(|at| (e.id.database, at)));
+        due.min_by_key(|(_, at)| *at)
+    })
+    .flatten()
+}
+
+/// Has no fetch ahead of expiry be due in a database before `until`.
+pub(super) fn postpone(database: u32, until: Moment) {
+    memory::exclusive(|contents| {
+        for entry in contents.entries.iter_mut().filter(|entry| entry.id.database == database) {
+            entry.retry_at = entry.retry_at.max(until);
+        }
+    });
+}
+
+/// The same for one version.
+pub(super) fn postpone_one(id: &EntryId, until: Moment) {
+    memory::exclusive(|contents| {
+        if let Some(n) = contents.find(id) {
+            contents.entries[n].retry_at = until;
+        }
+    });
 }
 
 enum Step {
@@ -408,6 +475,7 @@ impl Flight {
     /// Shares what the provider has answered. `is_used` tells whether somebody waited for it.
     pub(crate) fn succeed(self, key: &DataKey, times: Times, is_used: bool) {
         let Self { entry, number, wipes, .. } = self;
+        let due = Moment::now().after(times.time_to_live / 2);
         end(entry, number, |contents| {
             if contents.header.wipes.load(Ordering::Relaxed) != wipes {
                 return;
@@ -426,6 +494,7 @@ impl Flight {
                 *entry.used_at.get_mut() = now.get();
             }
         });
+        memory::wake_before(due);
     }
 
     /// Tells those who wait why there is no key. `retry_at` is when a fetch ahead of time may be tried
@@ -449,24 +518,78 @@ impl Drop for Flight {
 
 /// Wipes every key of this database, and forgets the failures of all: what a superuser asks for.
 pub(crate) fn flush() {
-    // SAFETY: set when a process has connected to a database.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let database = this_database();
     memory::exclusive(|contents| {
         contents.wipe_all(|entry| entry.id.database == database);
         contents.forget_failures();
     });
 }
 
+/// Wipes keys that nobody can use any more.
+pub(super) fn wipe_old() {
+    let now = Moment::now();
+    wipe_if_any(|entry| entry.is_filled && entry.end() <= now);
+}
+
+/// Wipes the keys of databases that don't exist any more.
+pub(super) fn wipe_other_databases(databases: &[u32]) {
+    wipe_if_any(|entry| entry.is_filled && !databases.contains(&entry.id.database));
+}
+
+/// Wipes the keys of this database that are not among these.
+pub(super) fn wipe_others(readable: &[EntryId]) {
+    let database = this_database();
+    wipe_if_any(|entry| {
+        entry.is_filled && entry.id.database == database && !readable.contains(&entry.id)
+    });
+}
+
 /// Wipes a version that may not be used any more, whichever key it was.
-pub(crate) fn forget(key: &Key, version: &Version) {
-    let unwanted = EntryId::of(key, version);
-    let is_unwanted = |id: &EntryId| {
-        (id.database, id.key, id.version) == (unwanted.database, unwanted.key, unwanted.version)
-    };
-    // Most of the time there is none, and then nobody needs to be kept out.
-    let is_here =
-        memory::shared(|c| c.entries.iter().any(|e| e.id.version != 0 && is_unwanted(&e.id)));
-    if is_here == Some(true) {
-        memory::exclusive(|contents| contents.wipe_all(|entry| is_unwanted(&entry.id)));
+pub(crate) fn forget(key: KeyId, version: KeyVersion) {
+    let unwanted = (this_database(), key.get(), version.get());
+    wipe_if_any(|entry| (entry.id.database, entry.id.key, entry.id.version) == unwanted);
+}
+
+/// Wipes entries. Most of the time there is none to be wiped, and then nobody is kept out.
+fn wipe_if_any(is_unwanted: impl Fn(&Entry) -> bool) {
+    if memory::shared(|contents| contents.entries.iter().any(&is_unwanted)) == Some(true) {
+        memory::exclusive(|contents| contents.wipe_all(is_unwanted));
+    }
+}
+
+fn this_database() -> u32 {
+    // SAFETY: set when a process has connected to a database.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+thread_local! {
+    /// The versions that this transaction has made unusable.
+    static UNUSABLE: RefCell<Vec<(KeyId, KeyVersion)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Wipes a version when this transaction commits.
+pub(crate) fn forget_at_commit(key: KeyId, version: KeyVersion) {
+    if memory::is_there() {
+        UNUSABLE.with_borrow_mut(|unusable| unusable.push((key, version)));
+    }
+}
+
+/// Called at the end of each transaction.
+pub(super) unsafe extern "C-unwind" fn transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::XactEvent as Event;
+
+    match event {
+        // A prepared transaction commits in another session, which doesn't know: wiped too early, a key is
+        // fetched again.
+        Event::XACT_EVENT_COMMIT | Event::XACT_EVENT_PREPARE => {
+            for (key, version) in UNUSABLE.take() {
+                forget(key, version);
+            }
+        }
+        Event::XACT_EVENT_ABORT => drop(UNUSABLE.take()),
+        _ => {}
     }
 }

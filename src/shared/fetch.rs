@@ -9,6 +9,7 @@ use super::clock::Moment;
 use super::entries::{self, EntryId, Flight, Next, SharedKey, Times};
 use super::failures::Why;
 use super::is_there;
+use super::visit::WHILE_OUT_OF_REACH;
 use crate::catalog::{Key, Version};
 use crate::errors::Error;
 use crate::keys::verify_check_value;
@@ -102,11 +103,20 @@ pub(super) fn ask(
         (Ok(data_key), Some(flight)) => flight.succeed(data_key, times(), is_used),
         (Err(error), Some(flight)) => {
             if let Some(why) = why(error) {
-                flight.fail(&why, Moment::NEVER);
+                flight.fail(&why, retry_at(error));
             }
         }
     }
     result.map(|key| Fetched { key, at: Instant::now(), past_time: None })
+}
+
+/// When a version that could not be fetched is asked for again ahead of its expiry: after a refusal not
+/// before a session needs it.
+fn retry_at(error: &Error) -> Moment {
+    match error.is_outage() {
+        true => Moment::now().after(WHILE_OUT_OF_REACH),
+        false => Moment::END,
+    }
 }
 
 /// A key that is shared, past its time, and may be used while the provider is out of reach.

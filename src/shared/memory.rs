@@ -7,13 +7,16 @@
 
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use keyring::secret::SharedPages;
 use pgrx::pg_sys;
 
+use super::clock::Moment;
 use super::entries::{Entry, KEY_LEN};
 use super::failures::{BREAKERS, BreakerSlot, FAILURES, FailureSlot};
+use super::visit::Outcome;
 use crate::{fmgr, settings};
 
 /// The name of the lock, and of the memory.
@@ -38,6 +41,14 @@ pub(super) struct Header {
     pub(super) wipes: AtomicU64,
     /// The last number given to a fetch.
     pub(super) flights: AtomicU64,
+    /// The latch of the process that has keys fetched ahead of their expiry, and until when it sleeps.
+    launcher: AtomicPtr<pg_sys::Latch>,
+    sleeps_until: AtomicU64,
+    /// The database that was visited last, and what came of it.
+    visited: AtomicU32,
+    outcome: AtomicU32,
+    /// When the log was last told that a key could not be fetched ahead of its expiry.
+    told: AtomicU64,
 }
 
 /// Where everything is: made by the postmaster, and the same in all processes that it forks.
@@ -138,6 +149,53 @@ pub(super) fn header() -> Option<&'static Header> {
     // SAFETY: initialized when the memory was attached; it stays for as long as the process, and all
     // of it is atomic.
     memory().map(|memory| unsafe { &*memory.header })
+}
+
+/// Takes notice that this process, which has keys fetched ahead of their expiry, will sleep until then.
+pub(super) fn sleep_until(moment: Moment) {
+    if let Some(header) = header() {
+        // SAFETY: set at the start of each process; the latch is in shared memory.
+        header.launcher.store(unsafe { pg_sys::MyLatch }, Ordering::Relaxed);
+        header.sleeps_until.store(moment.get(), Ordering::Relaxed);
+    }
+}
+
+/// Wakes that process if it would sleep for longer than until then.
+pub(super) fn wake_before(moment: Moment) {
+    let Some(header) = header() else { return };
+    let launcher = header.launcher.load(Ordering::Relaxed);
+    if !launcher.is_null() && header.sleeps_until.load(Ordering::Relaxed) > moment.get() {
+        // SAFETY: the latch of a process is in shared memory, and may be set whether it is in use or not.
+        unsafe { pg_sys::SetLatch(launcher) };
+    }
+}
+
+/// Takes notice of what came of a visit, before the process that made it ends.
+pub(super) fn visit_ends(database: u32, outcome: Outcome) {
+    if let Some(header) = header() {
+        header.visited.store(database, Ordering::Release);
+        header.outcome.store(outcome as u32, Ordering::Release);
+    }
+}
+
+/// What came of the visit of a database that has ended; `None` if the process failed. One visit takes place
+/// at a time.
+pub(super) fn visit_outcome(database: u32) -> Option<Outcome> {
+    let header = header()?;
+    let visited = header.visited.swap(0, Ordering::AcqRel);
+    let outcome = header.outcome.swap(0, Ordering::AcqRel);
+    Outcome::from_number(outcome).filter(|_| visited == database)
+}
+
+/// Whether the log is to be told again, once a minute, that a key could not be fetched.
+pub(super) fn log_is_due() -> bool {
+    let Some(header) = header() else { return true };
+    let (now, told) = (Moment::now(), header.told.load(Ordering::Relaxed));
+    let is_due = told == 0 || Moment::from_number(told).age(now) >= Duration::from_secs(60);
+    if is_due {
+        header.told.store(now.get(), Ordering::Relaxed);
+    }
+    is_due
 }
 
 /// What those wait at who want the key of an entry that somebody else fetches.

@@ -7,6 +7,7 @@
 //! | `entries` | the keys, and who fetches which one |
 //! | `failures` | why keys could not be fetched, for those who waited, and breakers |
 //! | `fetch` | a key from here, or else from its provider |
+//! | `launcher`, `visit` | background workers that fetch keys before anybody waits for them |
 //!
 //! Without the preload there is none of that ([`is_there`]), and each session fetches for itself.
 //!
@@ -18,11 +19,24 @@ pub(crate) mod clock;
 pub(crate) mod entries;
 pub(crate) mod failures;
 pub(crate) mod fetch;
+mod launcher;
 mod memory;
+mod visit;
+
+use pgrx::pg_sys;
+
+use crate::{session, settings};
 
 pub(crate) use memory::{Statistics, is_there, statistics};
 
 /// Asks for the memory. Called once, when the library is loaded, which must be while the server starts.
 pub(crate) fn register() {
     memory::request();
+    if settings::shared_cache_size() > 0 && !session::is_upgrading() {
+        launcher::register();
+    }
+    // SAFETY: the callback never unwinds, and stays valid as a library is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(entries::transaction_event), std::ptr::null_mut());
+    }
 }

@@ -9,6 +9,7 @@
 
 pub mod key_server;
 pub mod places;
+pub mod process_memory;
 pub mod replication;
 pub mod secrets;
 
