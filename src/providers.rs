@@ -16,6 +16,7 @@ use pgrx::pg_sys;
 use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
 use crate::shared::failures::{self, MISSING};
+use crate::shared::logins;
 use crate::{settings, shared};
 
 /// This backend's providers, by name.
@@ -33,6 +34,8 @@ struct Made {
     provider: Box<dyn Provider>,
     /// What tells the settings from others, in memory that sessions share.
     fingerprint: Fingerprint,
+    /// The number of the login that it has, where sessions share them.
+    login: u64,
     /// This session's own breaker, where sessions share none.
     breaker: Breaker,
     /// What it did not have, by reference.
@@ -100,7 +103,7 @@ impl Providers {
             |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
         let made = self.made(name, failed)?;
         made.admit().map_err(failed)?;
-        let result = call(made.provider.as_mut());
+        let result = made.with_shared_login(call);
         made.record(&result);
         result.map_err(|error| {
             if error.kind == ProviderErrorKind::Interrupted {
@@ -191,6 +194,7 @@ impl Providers {
                 configured.provider(limits, Box::new(interrupt_pending)).map_err(&failed)?;
             let made = Made {
                 fingerprint: configured.fingerprint(),
+                login: 0,
                 configured,
                 limits,
                 provider,
@@ -210,6 +214,31 @@ impl Made {
             true => failures::admit(self.fingerprint),
             false => self.breaker.admit(Instant::now()),
         }
+    }
+
+    /// Calls the provider with the login that sessions share, if they do and there is one, and shares the one
+    /// that it has afterwards.
+    fn with_shared_login<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
+        if !shared::is_there() {
+            return call(self.provider.as_mut());
+        }
+        if let Some((number, login)) = logins::get(self.fingerprint, self.login) {
+            self.login = number;
+            self.provider.take_login(login);
+        }
+        let before = self.provider.login();
+        let result = call(self.provider.as_mut());
+        match self.provider.login() {
+            Some(after) if Some(&after) != before.as_ref() => {
+                self.login = logins::put(self.fingerprint, &after);
+            }
+            None if before.is_some() => logins::forget(self.fingerprint, self.login),
+            _ => {}
+        }
+        result
     }
 
     fn record<T>(&mut self, result: &Result<T, ProviderError>) {

@@ -516,12 +516,14 @@ impl Drop for Flight {
     }
 }
 
-/// Wipes every key of this database, and forgets the failures of all: what a superuser asks for.
+/// Wipes every key of this database, and forgets the failures and the logins of all: what a superuser asks
+/// for.
 pub(crate) fn flush() {
     let database = this_database();
     memory::exclusive(|contents| {
         contents.wipe_all(|entry| entry.id.database == database);
         contents.forget_failures();
+        contents.forget_logins();
     });
 }
 

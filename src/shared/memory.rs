@@ -16,6 +16,7 @@ use pgrx::pg_sys;
 use super::clock::Moment;
 use super::entries::{Entry, KEY_LEN};
 use super::failures::{BREAKERS, BreakerSlot, FAILURES, FailureSlot};
+use super::logins::{LOGINS, LoginSlot, TOKEN_LEN};
 use super::visit::Outcome;
 use crate::{fmgr, settings};
 
@@ -41,6 +42,8 @@ pub(super) struct Header {
     pub(super) wipes: AtomicU64,
     /// The last number given to a fetch.
     pub(super) flights: AtomicU64,
+    /// The last number given to a login.
+    pub(super) logins: AtomicU64,
     /// The latch of the process that has keys fetched ahead of their expiry, and until when it sleeps.
     launcher: AtomicPtr<pg_sys::Latch>,
     sleeps_until: AtomicU64,
@@ -57,27 +60,32 @@ struct Memory {
     header: *mut Header,
     failures: *mut FailureSlot,
     breakers: *mut BreakerSlot,
+    logins: *mut LoginSlot,
     conditions: *mut pg_sys::ConditionVariable,
     tags: *mut u64,
     entries: *mut Entry,
     capacity: usize,
     keys: &'static SharedPages,
+    tokens: &'static SharedPages,
 }
 
 static MEMORY: AtomicPtr<Memory> = AtomicPtr::new(ptr::null_mut());
 
-/// The pages for keys, which outlive a crash.
+/// The pages for keys and for the tokens of logins, which outlive a crash.
 static KEYS: AtomicPtr<SharedPages> = AtomicPtr::new(ptr::null_mut());
+static TOKENS: AtomicPtr<SharedPages> = AtomicPtr::new(ptr::null_mut());
 
 /// What is shared, as whoever holds the lock sees it.
 pub(super) struct Contents<'a> {
     pub(super) header: &'a Header,
     pub(super) failures: &'a mut [FailureSlot],
     pub(super) breakers: &'a mut [BreakerSlot],
+    pub(super) logins: &'a mut [LoginSlot],
     /// What tells entries apart at a glance; 0 for one that is free.
     pub(super) tags: &'a mut [u64],
     pub(super) entries: &'a mut [Entry],
     pub(super) keys: &'a SharedPages,
+    pub(super) tokens: &'a SharedPages,
 }
 
 /// What is there, for monitoring.
@@ -106,7 +114,7 @@ pub(crate) fn statistics() -> Option<Statistics> {
     let counts = &header()?.counts;
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (mut locked_bytes, mut unlocked_bytes) = (0, 0);
-    for pages in [memory.keys] {
+    for pages in [memory.keys, memory.tokens] {
         match pages.is_locked() {
             true => locked_bytes += pages.len(),
             false => unlocked_bytes += pages.len(),
@@ -246,9 +254,11 @@ impl Memory {
                 header: &*self.header,
                 failures: from_raw_parts_mut(self.failures, FAILURES),
                 breakers: from_raw_parts_mut(self.breakers, BREAKERS),
+                logins: from_raw_parts_mut(self.logins, LOGINS),
                 tags: from_raw_parts_mut(self.tags, self.capacity),
                 entries: from_raw_parts_mut(self.entries, self.capacity),
                 keys: self.keys,
+                tokens: self.tokens,
             }
         }
     }
@@ -313,6 +323,7 @@ unsafe extern "C-unwind" fn startup_hook() {
 struct Layout {
     failures: usize,
     breakers: usize,
+    logins: usize,
     conditions: usize,
     tags: usize,
     entries: usize,
@@ -331,6 +342,7 @@ impl Layout {
         Self {
             failures: part(size_of::<FailureSlot>(), FAILURES),
             breakers: part(size_of::<BreakerSlot>(), BREAKERS),
+            logins: part(size_of::<LoginSlot>(), LOGINS),
             conditions: part(size_of::<pg_sys::ConditionVariable>(), capacity),
             tags: part(size_of::<u64>(), capacity),
             entries: part(size_of::<Entry>(), capacity),
@@ -346,8 +358,10 @@ fn attach() {
     if capacity == 0 {
         return;
     }
-    let keys = match pages(&KEYS, capacity * KEY_LEN) {
-        Ok(keys) => keys,
+    let mapped = pages(&KEYS, capacity * KEY_LEN)
+        .and_then(|keys| Ok((keys, pages(&TOKENS, LOGINS * TOKEN_LEN)?)));
+    let (keys, tokens) = match mapped {
+        Ok(mapped) => mapped,
         Err(error) => {
             pgrx::warning!("could not map memory for keys that sessions share: {error}");
             return;
@@ -364,15 +378,18 @@ fn attach() {
             header: start.cast(),
             failures: start.add(layout.failures).cast(),
             breakers: start.add(layout.breakers).cast(),
+            logins: start.add(layout.logins).cast(),
             conditions: start.add(layout.conditions).cast(),
             tags: start.add(layout.tags).cast(),
             entries: start.add(layout.entries).cast(),
             capacity,
             keys,
+            tokens,
         };
         memory.header.write(Header::default());
         fill(memory.failures, FAILURES);
         fill(memory.breakers, BREAKERS);
+        fill(memory.logins, LOGINS);
         fill(memory.tags, capacity);
         fill(memory.entries, capacity);
         for n in 0..capacity {
@@ -412,7 +429,7 @@ fn pages(mapped: &AtomicPtr<SharedPages>, len: usize) -> std::io::Result<&'stati
 
 /// In the postmaster, when it ends. (Its children have forgotten that this was registered.)
 unsafe extern "C-unwind" fn server_ends(_code: i32, _argument: pg_sys::Datum) {
-    for mapped in [&KEYS] {
+    for mapped in [&KEYS, &TOKENS] {
         // SAFETY: null, or what `pages` has leaked. The processes that used them have ended, or are about
         // to, as the server does not go on.
         unsafe {

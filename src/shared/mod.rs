@@ -1,11 +1,12 @@
 //! What the processes of a server share, when the library is in `shared_preload_libraries`: the keys that
-//! one of them has fetched, and what is known of providers that fail.
+//! one of them has fetched, its logins at key servers, and what is known of providers that fail.
 //!
 //! | file | what it has |
 //! | --- | --- |
 //! | `memory` | the memory and its lock: requested, laid out, wiped |
 //! | `entries` | the keys, and who fetches which one |
 //! | `failures` | why keys could not be fetched, for those who waited, and breakers |
+//! | `logins` | tokens of key servers |
 //! | `fetch` | a key from here, or else from its provider |
 //! | `launcher`, `visit` | background workers that fetch keys before anybody waits for them |
 //!
@@ -20,6 +21,7 @@ pub(crate) mod entries;
 pub(crate) mod failures;
 pub(crate) mod fetch;
 mod launcher;
+pub(crate) mod logins;
 mod memory;
 mod visit;
 

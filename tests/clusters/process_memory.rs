@@ -67,9 +67,26 @@ pub fn mappings(pid: i32) -> io::Result<Vec<Mapping>> {
 ///
 /// If a part of it is larger than can be.
 pub fn search(pid: i32, needles: &[Vec<u8>]) -> io::Result<Vec<(String, bool)>> {
+    search_in(pid, needles, |_| true)
+}
+
+/// The same in some parts of its memory.
+///
+/// # Errors
+///
+/// If it can't be read.
+///
+/// # Panics
+///
+/// If a part of it is larger than can be.
+pub fn search_in(
+    pid: i32,
+    needles: &[Vec<u8>],
+    part: impl Fn(&Mapping) -> bool,
+) -> io::Result<Vec<(String, bool)>> {
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     let mut found = Vec::new();
-    for mapping in mappings(pid)?.iter().filter(|mapping| mapping.readable) {
+    for mapping in mappings(pid)?.iter().filter(|mapping| mapping.readable && part(mapping)) {
         let mut bytes = vec![0; usize::try_from(mapping.end - mapping.start).unwrap()];
         // Some special mappings can't be read.
         if memory.read_exact_at(&mut bytes, mapping.start).is_err() {

@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cluster_tests::process_memory::{mappings, search};
+use cluster_tests::key_server::{ONE, READ_ONLY};
+use cluster_tests::process_memory::{Mapping, mappings, search, search_in};
 use cluster_tests::replication::{catch_up, replace_by_base_backup, wait_for};
 use cluster_tests::{DATABASE, Session, builder, connect, create_extension, expect_error};
 use harness::cluster::{Builder, Cluster, SUPERUSER, Shutdown, backend_pid};
+use harness::openbao::OpenBao;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::Client;
+use serde_json::json;
 
 /// What reads the row that [`Store::start`] wrote.
 const READ: &str = "SELECT v FROM t WHERE id = 1";
@@ -75,9 +78,10 @@ impl Store {
         self.cluster.directory().join(name)
     }
 
-    /// The store's key: so many times the byte.
-    fn put(&self, key: &str, version: u32, byte: u8) {
-        fs::write(self.file(&format!("key.{key}.{version}")), STANDARD.encode([byte; 32])).unwrap();
+    /// Puts a key into the store, which the number tells from others.
+    fn put(&self, key: &str, version: u32, number: u8) {
+        let key_file = self.file(&format!("key.{key}.{version}"));
+        fs::write(key_file, STANDARD.encode(key_bytes(number))).unwrap();
     }
 
     /// How long each run of the program takes.
@@ -134,6 +138,11 @@ fn reading(store: &Store) -> (thread::JoinHandle<Result<String, postgres::Error>
         session.query_one("SELECT v::text FROM t WHERE id = 1", &[]).map(|row| row.get(0))
     });
     (reading, pid)
+}
+
+/// A key whose bytes occur nowhere else.
+fn key_bytes(number: u8) -> [u8; 32] {
+    std::array::from_fn(|n| number.wrapping_mul(151) ^ u8::try_from(n).unwrap().wrapping_mul(89))
 }
 
 fn statistic(session: &mut Client, column: &str) -> i64 {
@@ -267,7 +276,7 @@ fn who_waits_is_told_of_a_failure_and_takes_over_from_who_gives_up() {
     store.delay(0.5);
     let readings: Vec<_> = (0..5).map(|_| reading(&store).0).collect();
     for reading in readings {
-        let _ = expect_error(&reading.join().unwrap().unwrap_err(), "KE016");
+        let _ = expect_error(&reading.join().unwrap().unwrap_err(), "KE012");
     }
     assert_eq!(statistic(&mut admin, "entries"), 0);
 }
@@ -350,8 +359,9 @@ fn a_server_is_warm_when_it_has_started() {
     store.kill();
     assert_eq!(connect(&standby).text(READ), "first");
     standby.stop(Shutdown::Fast);
-    let log = standby.log();
-    assert!(!log.contains("FATAL") && !log.contains("PANIC"), "{log}");
+    for line in standby.log().lines().filter(|line| line.contains("encryption_ext key")) {
+        assert!(!line.contains("FATAL") && !line.contains("signal"), "{line}");
+    }
     store.revive();
 
     // Not if it is unwanted.
@@ -418,11 +428,11 @@ fn databases_and_versions_are_kept_apart() {
     let stored = "SELECT encode(v::bytea, 'hex') FROM t WHERE id = 1";
     let ciphertext = here.text(stored);
     there.run(&format!("INSERT INTO t VALUES (2, decode('{ciphertext}', 'hex')::encrypted_text)"));
-    there.fails("SELECT v FROM t WHERE id = 2", "KE017");
-    assert_eq!(statistic(&mut here, "entries"), 4);
+    there.fails("SELECT v FROM t WHERE id = 2", "KE045");
+    assert_eq!(statistic(&mut here, "entries"), 3);
     // A flush is the database's.
     there.run("SELECT enc_flush_cache()");
-    assert_eq!(statistic(&mut here, "entries"), 2);
+    assert_eq!(statistic(&mut here, "entries"), 1);
     drop(there);
     here.run("DROP DATABASE other");
 
@@ -441,38 +451,18 @@ fn databases_and_versions_are_kept_apart() {
     app.fails(READ, "KE020");
 }
 
-/// All processes of the server, the postmaster first.
-fn processes(cluster: &Cluster) -> Vec<i32> {
+/// Whether the memory that processes share has a key, as the postmaster sees it.
+fn shares(cluster: &Cluster, key: [u8; 32]) -> bool {
     let postmaster = cluster.postmaster_pid().cast_signed();
-    let mut processes = vec![postmaster];
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
-        if parent.and_then(|parent| parent.parse().ok()) == Some(postmaster) {
-            processes.push(pid);
-        }
-    }
-    processes
-}
-
-/// In which processes' memory the key is, and whether everywhere in memory that is left out of core dumps.
-fn holders(cluster: &Cluster, key: [u8; 32]) -> Vec<(i32, bool)> {
-    let mut holders = Vec::new();
-    for pid in processes(cluster) {
-        let Ok(found) = search(pid, &[key.to_vec()]) else { continue };
-        if !found.is_empty() {
-            holders.push((pid, found.iter().all(|(_, is_secret)| *is_secret)));
-        }
-    }
-    holders
+    let is_shared = |mapping: &Mapping| mapping.has("dd") && mapping.has("sh");
+    !search_in(postmaster, &[key.to_vec()], is_shared).unwrap().is_empty()
 }
 
 #[test]
 fn keys_are_in_memory_that_is_locked_and_not_dumped_until_they_are_wiped() {
     let test = "keys_are_in_memory_that_is_locked_and_not_dumped_until_they_are_wiped";
     let Some(store) =
-        Store::start(test, |builder| builder.setting("encryption_ext.cache_ttl", "3600"))
+        Store::start(test, |builder| builder.setting("encryption_ext.warm_up", "off"))
     else {
         return;
     };
@@ -480,66 +470,129 @@ fn keys_are_in_memory_that_is_locked_and_not_dumped_until_they_are_wiped() {
     store.put("k", 2, 3);
     let mut admin = store.connect();
     let postmaster = cluster.postmaster_pid().cast_signed();
-    let one = [2; 32];
-    if let Err(error) = search(postmaster, &[one.to_vec()]) {
+    let one = key_bytes(2);
+    if let Err(error) = mappings(postmaster) {
         return harness::skip(test, &format!("the postmaster's memory can't be read: {error}"));
     }
-    // The round keys of a cipher begin with the key, so sessions have it in their own memory; what shows is
-    // that of a process that has no key of its own.
-    assert_eq!(holders(cluster, one), []);
-    store.connect().run(READ);
-    let found = holders(cluster, one);
-    assert!(found.contains(&(postmaster, true)), "{found:?}");
-    assert!(found.iter().all(|(_, is_secret)| *is_secret), "{found:?}");
+    assert!(!shares(cluster, one));
+    let mut session = store.connect();
+    session.run(READ);
+    assert!(shares(cluster, one));
+    // And nowhere else but in a session's own memory for secrets, of a cipher that begins with it.
+    for pid in [postmaster, backend_pid(&mut session), backend_pid(&mut admin)] {
+        let found = search(pid, &[one.to_vec()]).unwrap();
+        assert!(!found.is_empty() && found.iter().all(|(_, is_secret)| *is_secret), "{found:?}");
+    }
     let secret = mappings(postmaster).unwrap();
     let secret: Vec<_> = secret.iter().filter(|m| m.has("dd") && m.has("sh")).collect();
     let size = |flag| secret.iter().filter(|m| m.has(flag)).map(|m| m.end - m.start).sum::<u64>();
     assert_eq!(i64::try_from(size("lo")).unwrap(), statistic(&mut admin, "locked_bytes"));
     assert!(size("lo") > 0, "nothing could be locked");
-    assert_eq!(
-        i64::try_from(size("dd")).unwrap(),
-        statistic(&mut admin, "locked_bytes + unlocked_bytes")
-    );
+    let all = statistic(&mut admin, "locked_bytes + unlocked_bytes");
+    assert_eq!(i64::try_from(size("dd")).unwrap(), all);
 
-    // Disabled, in a session that has no key.
+    // Disabled.
     admin.run("SELECT enc_rotate_key('k')");
     admin.run("BEGIN; SELECT enc_disable_key_version('k', 1); ROLLBACK");
-    assert_eq!(
-        holders(cluster, one),
-        [found[0]]
-            .map(|_| (postmaster, true))
-            .to_vec()
-            .into_iter()
-            .chain(holders(cluster, one).into_iter().skip(1))
-            .collect::<Vec<_>>()
-    );
+    assert!(shares(cluster, one));
     admin.run("SELECT enc_disable_key_version('k', 1)");
-    assert_eq!(holders(cluster, one), []);
+    assert!(!shares(cluster, one));
+    session.fails(READ, "KE008");
+    assert!(!shares(cluster, one));
     admin.run("SELECT enc_enable_key_version('k', 1)");
     store.connect().run(READ);
-    assert!(!holders(cluster, one).is_empty());
+    assert!(shares(cluster, one));
     // Flushed.
     admin.run("SELECT enc_flush_cache()");
-    assert_eq!(holders(cluster, one), []);
+    assert!(!shares(cluster, one));
     store.connect().run(READ);
+    assert!(shares(cluster, one));
 
     // One process is killed, and PostgreSQL begins anew.
-    assert!(!holders(cluster, one).is_empty());
     store.kill();
     kill(Pid::from_raw(backend_pid(&mut store.connect())), Signal::SIGKILL).unwrap();
+    // The session sees its end when PostgreSQL has ended it.
     let started = Instant::now();
+    while session.simple_query("SELECT 1").is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
     let mut session = loop {
-        match cluster.try_connect(SUPERUSER, DATABASE) {
-            Ok(session) if started.elapsed() > Duration::from_millis(500) => break session,
-            _ => thread::sleep(Duration::from_millis(50)),
+        if let Ok(session) = cluster.try_connect(SUPERUSER, DATABASE) {
+            break session;
         }
         assert!(started.elapsed() < Duration::from_secs(30));
+        thread::sleep(Duration::from_millis(50));
     };
-    assert_eq!(holders(cluster, one), []);
+    assert!(!shares(cluster, one));
     assert_eq!(statistic(&mut session, "entries + hits"), 0);
     session.fails(READ, "KE062");
     store.revive();
     assert_eq!(store.connect().text(READ), "first");
+}
+
+/// A login by a secret id that serves once: who needs another login can't have one.
+#[test]
+fn connections_share_a_login() {
+    let test = "connections_share_a_login";
+    let Some(builder) = builder(test) else { return };
+    let Some(server) = OpenBao::start() else {
+        return harness::skip(test, "there is no bao to run");
+    };
+    server.policy("keys", READ_ONLY);
+    let role = json!({ "token_policies": ["keys"], "token_ttl": "1h", "secret_id_num_uses": 1 });
+    let (role_id, secret_id) = server.approle_with(None, "database", role.clone());
+    let mut cluster = builder
+        .setting("shared_preload_libraries", "encryption_ext")
+        .setting("encryption_ext.provider", "vault")
+        .setting("encryption_ext.vault_address", &server.address())
+        .setting("encryption_ext.vault_auth", "approle")
+        .setting("encryption_ext.cache_stale_grace", "0")
+        .create();
+    let write = |cluster: &Cluster, name: &str, contents: &str| {
+        let file = cluster.directory().join(name);
+        fs::write(&file, contents).unwrap();
+        cluster.configure(&format!("encryption_ext.vault_{name}_file"), file.to_str().unwrap());
+    };
+    write(&cluster, "role_id", &role_id);
+    write(&cluster, "secret_id", &secret_id);
+    cluster.start();
+    create_extension(&cluster, DATABASE);
+    for name in ["database", "k", "k2", "k3", "k4", "k5"] {
+        server.kv_put(&format!("keys/{name}"), ONE);
+    }
+    for name in ["k", "k2", "k3"] {
+        connect(&cluster).run(&format!("SELECT enc_create_key('{name}')"));
+    }
+    let token_is_shared = |token: &str| {
+        let is_shared = |mapping: &Mapping| mapping.has("dd") && mapping.has("sh");
+        let pid = cluster.postmaster_pid().cast_signed();
+        !search_in(pid, &[token.as_bytes().to_vec()], is_shared).unwrap().is_empty()
+    };
+    assert!(token_is_shared("s."));
+
+    // The server revokes it. Who is told so logs in again, which takes another secret id.
+    let revoke = "sys/leases/revoke-prefix/auth/approle/login";
+    let (status, answer) = server.request("PUT", revoke, json!({ "sync": true }));
+    assert!(matches!(status, 200 | 202 | 204), "{status} {answer}");
+    let mut session = connect(&cluster);
+    session.fails("SELECT enc_create_key('k4')", "KE066");
+    assert!(!token_is_shared("s."));
+    let (_, secret_id) = server.approle_with(None, "database", role);
+    write(&cluster, "secret_id", &secret_id);
+    for name in ["k4", "k5"] {
+        connect(&cluster).run(&format!("SELECT enc_create_key('{name}')"));
+    }
+    // Other settings have no part in it.
+    let mut other = connect(&cluster);
+    other.run(&format!(
+        "SET encryption_ext.vault_address = '{}'",
+        server.address().replace("127.0.0.1", "localhost")
+    ));
+    other.fails("SELECT enc_create_key('k6')", "KE066");
+    // A superuser's flush has everybody log in anew.
+    session.run("SELECT enc_flush_cache()");
+    assert!(!token_is_shared("s."));
+    session.fails("SELECT enc_rotate_key('k')", "KE066");
 }
 
 #[test]
@@ -607,15 +660,11 @@ fn keys_go_for_want_of_room_and_without_a_shared_cache_all_is_as_before() {
     else {
         return;
     };
-    for n in 2..6 {
-        store.put("k", n, u8::try_from(n).unwrap() + 50);
-    }
     let mut admin = store.connect();
-    admin.run(
-        "SELECT enc_rotate_key('k'); INSERT INTO t (v) VALUES ('2');
-         SELECT enc_rotate_key('k'); INSERT INTO t (v) VALUES ('3');
-         SELECT enc_rotate_key('k'); INSERT INTO t (v) VALUES ('4')",
-    );
+    for n in 2..5 {
+        store.put("k", n, u8::try_from(n).unwrap() + 50);
+        admin.run(&format!("SELECT enc_rotate_key('k'); INSERT INTO t (v) VALUES ('{n}')"));
+    }
     for _ in 0..3 {
         assert_eq!(
             store.connect().text("SELECT string_agg(v::text, '' ORDER BY id) FROM t"),
