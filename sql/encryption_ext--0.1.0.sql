@@ -1699,8 +1699,19 @@ CREATE FUNCTION encryption.cached_keys(
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_cached_keys';
 
+CREATE FUNCTION encryption.shared_cache_statistics(
+    OUT is_there boolean, OUT entries bigint, OUT capacity bigint, OUT hits bigint, OUT misses bigint,
+    OUT fetches bigint, OUT waits bigint, OUT evictions bigint, OUT locked_bytes bigint,
+    OUT unlocked_bytes bigint)
+    RETURNS SETOF record ROWS 1
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_shared_cache_statistics';
+
 CREATE VIEW enc_stat_cache AS SELECT * FROM encryption.cache_statistics();
 COMMENT ON VIEW enc_stat_cache IS 'this session''s cache of keys: what it holds, and how it did';
+
+CREATE VIEW enc_stat_shared_cache AS SELECT * FROM encryption.shared_cache_statistics();
+COMMENT ON VIEW enc_stat_shared_cache IS
+    'the keys that the sessions of the server share, if they do: how many, and how it went';
 
 CREATE VIEW enc_stat_cache_keys AS
 SELECT key_name,
@@ -1791,7 +1802,7 @@ COMMENT ON FUNCTION enc_flush_cache() IS
     'makes this session forget every key; the next use asks the provider again';
 
 GRANT SELECT ON enc_keys, enc_key_versions, enc_key_grants, enc_key_checks,
-    enc_stat_cache, enc_stat_cache_keys TO PUBLIC;
+    enc_stat_cache, enc_stat_shared_cache, enc_stat_cache_keys TO PUBLIC;
 GRANT SELECT ON enc_backups TO pg_monitor;
 
 ----------------------------------------------------------------------------------------------------

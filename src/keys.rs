@@ -32,7 +32,8 @@ use crate::errors::Error;
 use crate::events::Event;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
-use crate::{events, log_redaction, pg, restored, session, settings, types};
+use crate::shared::fetch::{self, Fetched};
+use crate::{events, log_redaction, pg, restored, session, settings, shared, types};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -625,6 +626,7 @@ impl Backend {
         for version in key.versions.iter().filter(|version| !version.state.decrypts()) {
             self.cache.forget(key_id, version.number);
             self.derived.forget(key_id, version.number);
+            shared::entries::forget(key_id, version.number);
         }
         self.in_use.clear();
     }
@@ -667,6 +669,9 @@ impl Backend {
         version: &Version,
         cached: Rc<CachedKey<Opened>>,
     ) -> Result<Rc<CachedKey<Opened>>, Error> {
+        if let Some(fetched) = fetch::fresh(key, version) {
+            return Ok(self.keep(key, version, fetched));
+        }
         let left = longest_use().saturating_sub(cached.age(Instant::now()));
         // One that has just failed is not asked again by every statement that can do without.
         if left.is_zero() || self.providers.is_calm(&version.provider) {
@@ -708,14 +713,21 @@ impl Backend {
         }
     }
 
-    /// Asks the version's provider for its bytes, verifies them and keeps them.
+    /// Gets a version's bytes, which were verified, from its provider or from those that sessions share,
+    /// and keeps them.
     fn fetch(&mut self, key: &Key, version: &Version) -> Result<Rc<CachedKey<Opened>>, Error> {
         self.warn_if_restored();
-        let data_key = self.providers.open(key, version)?;
-        verify_check_value(key, version, &data_key)?;
+        let fetched = fetch::fetch(&mut self.providers, key, version)?;
+        if let Some((left, why)) = &fetched.past_time {
+            self.warn_of_use_past_time(key, version, *left, why);
+        }
+        Ok(self.keep(key, version, fetched))
+    }
+
+    fn keep(&mut self, key: &Key, version: &Version, fetched: Fetched) -> Rc<CachedKey<Opened>> {
         let material = match key.is_database_key() {
-            true => KeyMaterial::of_database_key(&data_key),
-            false => KeyMaterial::of_column_key(&data_key),
+            true => KeyMaterial::of_database_key(&fetched.key),
+            false => KeyMaterial::of_column_key(&fetched.key),
         };
         // What was derived from the version's former bytes is not used with the new.
         self.derived.forget(key.name.id(), version.number);
@@ -723,10 +735,10 @@ impl Backend {
         let opened = Opened { material, check_value: version.check_value };
         let (name, number) = (key.name.clone(), version.number);
         let statement = Some(self.statement_id());
-        let cached = self.cache.insert(name, number, opened, locked, statement, Instant::now());
+        let cached = self.cache.insert(name, number, opened, locked, statement, fetched.at);
         let half = settings::cache_ttl() / 2;
         self.plan_refresh(key, version, &cached, cached.fetched_at + half);
-        Ok(cached)
+        cached
     }
 
     /// Once a session, before its first key: says so if the catalog may be older than the keys.
@@ -750,7 +762,8 @@ impl Backend {
         cached: &CachedKey<Opened>,
         due: Instant,
     ) {
-        if !session::is_client() {
+        // Where sessions share keys, a background worker fetches them again.
+        if !session::is_client() || shared::is_there() {
             return;
         }
         let failed = |error| Error::Provider {

@@ -26,6 +26,7 @@ mod rights;
 mod rotation;
 mod session;
 mod settings;
+mod shared;
 mod statement;
 mod types;
 mod value;
@@ -55,6 +56,9 @@ extern "C-unwind" fn _PG_init() {
             log_redaction::register();
             statement::register();
             operators::register();
+            if session::is_preloading() {
+                shared::register();
+            }
             Ok(())
         });
     }

@@ -64,6 +64,9 @@ mod raw {
             flags: c_int,
         ) -> *mut c_void;
         pub(super) fn pfree(chunk: *mut c_void);
+        pub(super) fn SignalHandlerForConfigReload(signal: c_int);
+        pub(super) fn SignalHandlerForShutdownRequest(signal: c_int);
+        pub(super) fn die(signal: c_int);
         pub(super) fn hash_bytes(bytes: *const u8, len: c_int) -> u32;
         pub(super) fn hash_bytes_extended(bytes: *const u8, len: c_int, seed: u64) -> u64;
     }
@@ -77,6 +80,33 @@ pub(crate) fn statement_start() -> pg_sys::TimestampTz {
     // isn't begun by a procedure began no later than its present statement.
     unsafe {
         raw::GetCurrentStatementStartTimestamp().max(raw::GetCurrentTransactionStartTimestamp())
+    }
+}
+
+/// What a background worker does when it is signalled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum OnSignal {
+    /// Sets `ConfigReloadPending`.
+    Reload,
+    /// Sets `ShutdownRequestPending`.
+    ShutDown,
+    /// Ends at the next check for interrupts.
+    Die,
+}
+
+/// Has a signal handled by one of PostgreSQL's handlers.
+pub(crate) fn handle_signal(signal: c_int, what: OnSignal) {
+    let handler: unsafe extern "C-unwind" fn(c_int) = match what {
+        OnSignal::Reload => raw::SignalHandlerForConfigReload,
+        OnSignal::ShutDown => raw::SignalHandlerForShutdownRequest,
+        OnSignal::Die => raw::die,
+    };
+    // SAFETY: PostgreSQL's own handlers set flags and the latch of this process.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(signal, Some(handler));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(signal, Some(handler));
     }
 }
 

@@ -2,13 +2,12 @@
 //! is known of their failures.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use envelope::{DataKey, KeyName};
 use keyring::breaker::Breaker;
 use keyring::call::RequestLimits;
-use keyring::configured::{Configured, ProviderFile, ProviderKind};
-use keyring::logins;
+use keyring::configured::{Configured, Fingerprint, ProviderFile, ProviderKind};
 use keyring::provider::{Interrupt, Provider, ProviderError, ProviderErrorKind};
 use keyring::refresh::Outages;
 use keyring::version::VersionId;
@@ -17,10 +16,9 @@ use pgrx::pg_sys;
 use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
 use crate::events::{self, Event};
-use crate::settings;
-
-/// How long it is remembered that a provider has no such key or version.
-const MISSING: Duration = Duration::from_secs(3);
+use crate::shared::failures::{self, MISSING};
+use crate::shared::logins;
+use crate::{settings, shared};
 
 /// This backend's providers, by name.
 #[derive(Default)]
@@ -35,6 +33,11 @@ struct Made {
     configured: Configured,
     limits: RequestLimits,
     provider: Box<dyn Provider>,
+    /// What tells the settings from others, in memory that sessions share.
+    fingerprint: Fingerprint,
+    /// The number of the login that it has, where sessions share them.
+    login: u64,
+    /// This session's own breaker, where sessions share none.
     breaker: Breaker,
     /// What it did not have, by reference.
     missing: HashMap<String, (Instant, ProviderError)>,
@@ -72,6 +75,19 @@ impl Providers {
         result
     }
 
+    /// Makes the provider of a version, so that nothing but calls of it remains to be done to open the
+    /// version; and tells what its settings are known by.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such provider or its settings are wrong.
+    pub(crate) fn prepare(&mut self, key: &Key, version: &Version) -> Result<Fingerprint, Error> {
+        let name = &version.provider;
+        let failed =
+            |error| Error::Provider { provider: name.clone(), key: Some(key.name.clone()), error };
+        Ok(self.made(name, failed)?.fingerprint)
+    }
+
     /// Calls the provider with this name about a key, unless it has failed so often lately that it
     /// is left alone.
     ///
@@ -87,12 +103,12 @@ impl Providers {
         let failed =
             |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
         let made = self.made(name, failed)?;
-        made.breaker.admit(Instant::now()).map_err(failed)?;
-        let before = made.breaker.clone();
-        let result = call(made.provider.as_mut());
-        made.breaker.record(&result, Instant::now());
-        events::asked(name, &before, &made.breaker);
-        if logins::take() > 0 {
+        made.admit().map_err(failed)?;
+        let before = made.breaker();
+        let result = made.with_shared_login(call);
+        made.record(&result);
+        events::asked(name, &before, &made.breaker());
+        if keyring::logins::take() > 0 {
             events::tell(&Event::LoginRenewed { provider: name });
         }
         result.map_err(|error| {
@@ -106,12 +122,17 @@ impl Providers {
 
     /// Whether the provider should be asked for what can wait: it did not fail lately.
     pub(crate) fn is_calm(&self, name: &str) -> bool {
-        self.made.get(name).is_none_or(|made| made.breaker.is_calm(Instant::now()))
+        self.made.get(name).is_none_or(Made::is_calm)
     }
 
-    /// What is known of the failures of the provider with this name; `None` if it wasn't asked.
-    pub(crate) fn breaker(&self, name: &str) -> Option<&Breaker> {
-        self.made.get(name).map(|made| &made.breaker)
+    /// What is known of the failures of the provider with this name and settings; `None` if it wasn't asked.
+    pub(crate) fn breaker(&self, name: &str, configured: Option<&Configured>) -> Option<Breaker> {
+        match configured {
+            Some(configured) if shared::is_there() => {
+                Some(failures::breaker(configured.fingerprint()))
+            }
+            _ => self.made.get(name).map(Made::breaker),
+        }
     }
 
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
@@ -191,6 +212,8 @@ impl Providers {
             let provider =
                 configured.provider(limits, Box::new(interrupt_pending)).map_err(&failed)?;
             let made = Made {
+                fingerprint: configured.fingerprint(),
+                login: 0,
                 configured,
                 limits,
                 provider,
@@ -200,6 +223,62 @@ impl Providers {
             self.made.insert(name.to_owned(), made);
         }
         self.made.get_mut(name).ok_or(Error::Internal { what: "a provider that was made is gone" })
+    }
+}
+
+/// The breaker is that of all sessions, where they share one.
+impl Made {
+    fn admit(&self) -> Result<(), ProviderError> {
+        match shared::is_there() {
+            true => failures::admit(self.fingerprint),
+            false => self.breaker.admit(Instant::now()),
+        }
+    }
+
+    /// Calls the provider with the login that sessions share, if they do and there is one, and shares the one
+    /// that it has afterwards.
+    fn with_shared_login<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
+        if !shared::is_there() {
+            return call(self.provider.as_mut());
+        }
+        if let Some((number, login)) = logins::get(self.fingerprint, self.login) {
+            self.login = number;
+            self.provider.take_login(login);
+        }
+        let before = self.provider.login();
+        let result = call(self.provider.as_mut());
+        match self.provider.login() {
+            Some(after) if Some(&after) != before.as_ref() => {
+                self.login = logins::put(self.fingerprint, &after);
+            }
+            None if before.is_some() => logins::forget(self.fingerprint, self.login),
+            _ => {}
+        }
+        result
+    }
+
+    fn record<T>(&mut self, result: &Result<T, ProviderError>) {
+        match shared::is_there() {
+            true => failures::record(self.fingerprint, result),
+            false => self.breaker.record(result, Instant::now()),
+        }
+    }
+
+    fn breaker(&self) -> Breaker {
+        match shared::is_there() {
+            true => failures::breaker(self.fingerprint),
+            false => self.breaker.clone(),
+        }
+    }
+
+    fn is_calm(&self) -> bool {
+        match shared::is_there() {
+            true => failures::is_calm(self.fingerprint),
+            false => self.breaker.is_calm(Instant::now()),
+        }
     }
 }
 

@@ -167,6 +167,12 @@ pub(crate) fn is_upgrading() -> bool {
     unsafe { pg_sys::IsBinaryUpgrade }
 }
 
+/// Whether the postmaster is loading the libraries in `shared_preload_libraries`.
+pub(crate) fn is_preloading() -> bool {
+    // SAFETY: a flag of this process's.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
 /// Whether this is the first call in a transaction.
 pub(crate) fn is_new_transaction() -> bool {
     // A load is cheaper than a swap, and this is asked for every value.

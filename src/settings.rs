@@ -14,6 +14,7 @@ use pgrx::pg_sys;
 
 use crate::audit::Level;
 use crate::errors::Error;
+use crate::session;
 
 /// `GUC_ALLOW_IN_PARALLEL` of `src/include/utils/guc.h`, by number because older minor versions lack
 /// it. A session may load the library in the middle of a parallel query. With this flag PostgreSQL
@@ -74,6 +75,8 @@ static PROVIDER_TIMEOUT: Integer = Integer::new(5000);
 static CACHE_TTL: Integer = Integer::new(3600);
 static CACHE_STALE_GRACE: Integer = Integer::new(4 * 3600);
 static CACHE_CAPACITY: Integer = Integer::new(1000);
+static SHARED_CACHE_SIZE: Integer = Integer::new(1000);
+static WARM_UP: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// A setting of providers of one kind, or of two that reach the same server.
 struct ProviderSetting {
@@ -563,6 +566,25 @@ pub(crate) fn define() -> Result<(), Error> {
         1..=1_000_000,
         GucFlags::empty(),
     );
+    GucRegistry::define_int_guc(
+        c"encryption_ext.shared_cache_size",
+        c"How many key versions the sessions of the server share.",
+        c"With the library in shared_preload_libraries; the least recently used goes first. 0: none.",
+        &SHARED_CACHE_SIZE,
+        0,
+        100_000,
+        // Without the preload it says nothing, and there is no server start that it could wait for.
+        if session::is_preloading() { GucContext::Postmaster } else { GucContext::Sighup },
+        ALLOW_IN_PARALLEL,
+    );
+    GucRegistry::define_bool_guc(
+        c"encryption_ext.warm_up",
+        c"Fetches all versions that decrypt into the shared cache, and not only those that sessions use.",
+        c"When the server starts, as a standby too, and again at half of each cache_ttl.",
+        &WARM_UP,
+        GucContext::Sighup,
+        ALLOW_IN_PARALLEL,
+    );
     GucRegistry::define_enum_guc(
         c"encryption_ext.audit",
         c"What the server log is told of the use of keys, as JSON.",
@@ -775,4 +797,14 @@ pub(crate) fn cache_stale_grace() -> Duration {
 /// How many key versions may be kept.
 pub(crate) fn cache_capacity() -> usize {
     usize::try_from(CACHE_CAPACITY.get()).unwrap_or(1)
+}
+
+/// How many key versions sessions share, if the library is preloaded.
+pub(crate) fn shared_cache_size() -> usize {
+    usize::try_from(SHARED_CACHE_SIZE.get()).unwrap_or(0)
+}
+
+/// Whether versions are fetched that no session has used yet.
+pub(crate) fn warms_up() -> bool {
+    WARM_UP.get()
 }

@@ -177,6 +177,11 @@ impl Privilege {
     }
 }
 
+/// Whether this database has the tables.
+pub(crate) fn is_there() -> bool {
+    scan::table_oid(c"key").is_ok()
+}
+
 /// Reads the key with this id, or `None` if there is none.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ use super::{DATABASE_KEY, Privilege, State};
 use crate::errors::Error;
 use crate::pg;
 use crate::rights::RightsOf;
+use crate::shared::entries;
 
 /// A version that is to be written to the catalog.
 pub(crate) struct NewVersion {
@@ -122,6 +123,7 @@ impl Writer<'_, '_> {
 
     /// Lets a version do nothing until it is enabled.
     pub(crate) fn disable(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        entries::forget_at_commit(name.id(), version);
         self.update_version(
             "UPDATE encryption.key_version
                 SET state = 'disabled',
@@ -136,6 +138,7 @@ impl Writer<'_, '_> {
     /// Takes from the catalog what it has of a version's key, for good. The row stays, and tells that
     /// there was one.
     pub(crate) fn destroy(&mut self, name: &KeyName, version: KeyVersion) -> Result<(), Error> {
+        entries::forget_at_commit(name.id(), version);
         self.update_version(
             "UPDATE encryption.key_version SET state = 'destroyed', wrapped = NULL
               WHERE key_id = $1 AND version = $2",

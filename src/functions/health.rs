@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use envelope::{KeyName, KeyVersion};
+use keyring::breaker::Breaker;
 use keyring::provider::ProviderErrorKind;
 use pgrx::{IntoDatum, pg_sys};
 
@@ -70,8 +71,8 @@ sql_function! {
             rows.push(keys::with_providers(|providers| {
                 let failed = |error| Error::Provider { provider: name.clone(), key: None, error };
                 let configured = providers.configured(&name, failed);
-                let breaker = providers.breaker(&name);
-                let failure = breaker.and_then(|breaker| breaker.last_failure());
+                let breaker = providers.breaker(&name, configured.as_ref().ok());
+                let failure = breaker.as_ref().and_then(Breaker::last_failure);
                 let login_failed =
                     failure.is_some_and(|(_, error)| error.kind == ProviderErrorKind::LoginFailed);
                 let kind = configured.as_ref().ok().map(|configured| configured.kind.name());
@@ -81,9 +82,9 @@ sql_function! {
                     text(kind)?,
                     text(problem.map(Error::message).as_deref())?,
                     text(problem.and_then(Error::hint).as_deref())?,
-                    breaker.map_or(0, |breaker| i64::from(breaker.failures())).into_datum(),
+                    breaker.as_ref().map_or(0, |breaker| i64::from(breaker.failures())).into_datum(),
                     Some(pg_sys::Datum::from(
-                        breaker.is_some_and(|breaker| breaker.is_open(Instant::now())),
+                        breaker.as_ref().is_some_and(|breaker| breaker.is_open(Instant::now())),
                     )),
                     Some(pg_sys::Datum::from(login_failed)),
                     text(failure.map(|(_, error)| error.message.as_str()))?,

@@ -8,9 +8,9 @@ use pgrx::{IntoDatum, pg_sys};
 use super::rows::{Row, return_rows};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
-use crate::keys;
 use crate::types::armored;
 use crate::varlena::text_datum;
+use crate::{keys, shared};
 
 sql_function! {
     /// `encryption.cache_statistics() RETURNS SETOF record`: the row of the view `enc_stat_cache`.
@@ -55,14 +55,50 @@ sql_function! {
     }
 }
 
+sql_function! {
+    /// `encryption.shared_cache_statistics() RETURNS SETOF record`: the row of the view
+    /// `enc_stat_shared_cache`.
+    fn encryption_shared_cache_statistics(call) {
+        let is_there = shared::is_there();
+        let shared::Statistics {
+            entries,
+            capacity,
+            hits,
+            misses,
+            fetches,
+            waits,
+            evictions,
+            locked_bytes,
+            unlocked_bytes,
+        } = shared::statistics().unwrap_or_default();
+        let row = vec![
+            Some(pg_sys::Datum::from(is_there)),
+            count(entries),
+            count(capacity),
+            count(hits),
+            count(misses),
+            count(fetches),
+            count(waits),
+            count(evictions),
+            count(locked_bytes),
+            count(unlocked_bytes),
+        ];
+        return_rows(call, &[row])
+    }
+}
+
 fn count(number: impl TryInto<i64>) -> Option<pg_sys::Datum> {
     number.try_into().unwrap_or(i64::MAX).into_datum()
 }
 
 sql_function! {
     /// `enc_flush_cache() RETURNS void`: this session forgets every key and what it read of the
-    /// catalog.
+    /// catalog; and if it is a superuser's, so do all sessions of the database, as far as they share keys.
     fn enc_flush_cache(_call) {
+        // SAFETY: a look-up in a system cache.
+        if unsafe { pg_sys::superuser() } {
+            shared::entries::flush();
+        }
         keys::flush();
         armored::flush();
         Ok(pg_sys::Datum::from(0usize))

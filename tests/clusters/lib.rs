@@ -9,6 +9,7 @@
 
 pub mod key_server;
 pub mod places;
+pub mod process_memory;
 pub mod replication;
 pub mod secrets;
 
@@ -61,7 +62,15 @@ pub fn builder(test: &str) -> Option<Builder> {
 #[must_use]
 pub fn builder_on(major: u16, test: &str) -> Option<Builder> {
     match Cluster::missing(major) {
-        None => Some(Cluster::builder(major).setting("encryption_ext.provider", "file")),
+        None => {
+            let builder = Cluster::builder(major).setting("encryption_ext.provider", "file");
+            // The same tests, with keys that sessions share.
+            let preloads = std::env::var_os("ENCRYPTION_EXT_PRELOAD").is_some();
+            Some(match preloads {
+                true => builder.setting("shared_preload_libraries", "encryption_ext"),
+                false => builder,
+            })
+        }
         Some(why) => {
             harness::skip(test, &why);
             None

@@ -2,18 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use cluster_tests::process_memory::{Mapping, mappings, search};
 use cluster_tests::{
     Binary, DATABASE, Session, builder, connect, contains_any, create_extension, data_key, files,
-    find_all, hex, keyring_file, texts_of,
+    hex, keyring_file, texts_of,
 };
 use harness::cluster::{Cluster, backend_pid};
 use harness::openbao::OpenBao;
@@ -201,65 +201,6 @@ fn keys_are_neither_in_logs_nor_settings_nor_errors_nor_files() {
     session.run("CHECKPOINT");
     assert!(!shows(&cluster.log()), "a key is in the log");
     assert_eq!(files_with(&cluster.data_directory(), &forms), [keyring]);
-}
-
-/// A part of a process's memory.
-struct Mapping {
-    start: u64,
-    end: u64,
-    /// proc(5): two letters each, such as `dd` ("do not include area into core dump").
-    flags: Vec<String>,
-    readable: bool,
-    name: String,
-}
-
-impl Mapping {
-    fn has(&self, flag: &str) -> bool {
-        self.flags.iter().any(|each| each == flag)
-    }
-}
-
-/// From `/proc/<pid>/smaps`.
-fn mappings(pid: i32) -> io::Result<Vec<Mapping>> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let mut mappings: Vec<Mapping> = Vec::new();
-    for line in smaps.lines() {
-        if let Some(flags) = line.strip_prefix("VmFlags: ") {
-            let flags = flags.split_whitespace().map(str::to_owned).collect();
-            mappings.last_mut().unwrap().flags = flags;
-            continue;
-        }
-        let mut words = line.split_whitespace();
-        let range = words.next().and_then(|word| word.split_once('-'));
-        let Some((start, end)) = range else { continue };
-        let parse = |text| u64::from_str_radix(text, 16);
-        let (Ok(start), Ok(end)) = (parse(start), parse(end)) else { continue };
-        let readable = words.next().is_some_and(|modes| modes.starts_with('r'));
-        let name = words.nth(3).unwrap_or_default().to_owned();
-        mappings.push(Mapping { start, end, flags: Vec::new(), readable, name });
-    }
-    Ok(mappings)
-}
-
-/// Where in a backend's memory which of the needles occurs, and whether that is memory that is left
-/// out of core dumps.
-fn search(pid: i32, needles: &[Vec<u8>]) -> io::Result<Vec<(String, bool)>> {
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let mut found = Vec::new();
-    for mapping in mappings(pid)?.iter().filter(|mapping| mapping.readable) {
-        let mut bytes = vec![0; usize::try_from(mapping.end - mapping.start).unwrap()];
-        // Some special mappings can't be read.
-        if memory.read_exact_at(&mut bytes, mapping.start).is_err() {
-            continue;
-        }
-        for at in find_all(&bytes, needles) {
-            let which = needles.iter().position(|needle| bytes[at..].starts_with(needle));
-            let address = mapping.start + at as u64;
-            let place = format!("needle {} at {address:x} {}", which.unwrap(), mapping.name);
-            found.push((place, mapping.has("dd")));
-        }
-    }
-    Ok(found)
 }
 
 #[test]

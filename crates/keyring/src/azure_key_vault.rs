@@ -31,7 +31,7 @@ use crate::http::{Response, Server};
 use crate::oauth::{self, Client, Unauthorized};
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
+    self, Finding, FoundVersion, Interrupt, Login, MadeVersion, Provider, ProviderError,
     ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
@@ -243,6 +243,14 @@ impl Provider for AzureKeyVaultProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn login(&self) -> Option<Login> {
+        self.client.login()
+    }
+
+    fn take_login(&mut self, login: Login) {
+        self.client.take_login(login);
     }
 }
 

@@ -23,6 +23,24 @@ impl Breaker {
     /// How long it stays open after the last failure.
     pub const OPEN: Duration = Duration::from_secs(10);
 
+    /// One that was kept as its parts.
+    #[must_use]
+    pub fn from_parts(failures: u32, last_failure: Option<(Instant, ProviderError)>) -> Self {
+        Self { failures, last_failure }
+    }
+
+    /// Its parts: the failures since the last answer, and the last of them.
+    #[must_use]
+    pub fn into_parts(self) -> (u32, Option<(Instant, ProviderError)>) {
+        (self.failures, self.last_failure)
+    }
+
+    /// Whether it was open, and one request may now find out whether the provider is back.
+    #[must_use]
+    pub fn is_on_trial(&self, now: Instant) -> bool {
+        self.failures >= Self::FAILURES && self.is_calm(now)
+    }
+
     /// Whether the provider may be asked now.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::aws_kms::AwsKmsProvider;
 use crate::azure_key_vault::AzureKeyVaultProvider;
@@ -143,6 +144,19 @@ impl Configured {
         })
     }
 
+    /// What tells these settings from all others: SHA-256 over the kind and every setting. They hold no
+    /// secret, and neither does this.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut hash = Sha256::new_with_prefix(self.kind.name());
+        for text in self.settings.iter().flat_map(|(name, value)| [name, value]) {
+            // With its length, so that no two lists of texts are the same bytes.
+            hash.update(text.len().to_be_bytes());
+            hash.update(text);
+        }
+        Fingerprint(hash.finalize().into())
+    }
+
     fn options<T: DeserializeOwned>(&self) -> Result<T, ProviderError> {
         let settings = self.settings.iter().map(|(k, v)| (k.clone(), Value::from(v.clone())));
         // All values are texts, so what can be wrong is a name.
@@ -154,6 +168,10 @@ impl Configured {
         })
     }
 }
+
+/// What tells a provider's settings from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(pub [u8; 32]);
 
 /// The provider file: JSON (RFC 8259), an object with a provider under each name.
 ///
@@ -343,6 +361,24 @@ mod tests {
             configured.provider(RequestLimits::default(), Box::new(|| false)).err().unwrap();
         assert_eq!(error.kind, ProviderErrorKind::Configuration);
         assert!(error.message.contains("`adress`") && !error.message.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_fingerprint_is_that_of_all_settings() {
+        let of = |kind, settings: &[(&str, &str)]| {
+            let settings = settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+            Configured { kind, settings: settings.collect() }.fingerprint()
+        };
+        let one = of(ProviderKind::Vault, &[("address", "https://a"), ("mount", "b")]);
+        assert_eq!(one, of(ProviderKind::Vault, &[("mount", "b"), ("address", "https://a")]));
+        for (kind, settings) in [
+            (ProviderKind::VaultTransit, [("address", "https://a"), ("mount", "b")].as_slice()),
+            (ProviderKind::Vault, &[("address", "https://a"), ("mount", "c")]),
+            (ProviderKind::Vault, &[("address", "https://a")]),
+            (ProviderKind::Vault, &[("address", "https://amount"), ("", "b")]),
+        ] {
+            assert_ne!(one, of(kind, settings));
+        }
     }
 
     #[test]

@@ -29,8 +29,8 @@ use crate::http::{Response, Server};
 use crate::oauth::{Client, Unauthorized};
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, KeyTextError, MadeVersion, Provider, ProviderError,
-    ProviderErrorKind, WrappedKey,
+    self, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion, Provider,
+    ProviderError, ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
 use credentials::Source;
@@ -210,6 +210,14 @@ impl Provider for GcpKmsProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn login(&self) -> Option<Login> {
+        self.client.login()
+    }
+
+    fn take_login(&mut self, login: Login) {
+        self.client.take_login(login);
     }
 }
 

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::address;
 use crate::http::{self, Http, Request, Response, Transport};
 use crate::logins;
-use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
+use crate::provider::{Interrupt, Login, ProviderError, ProviderErrorKind};
 
 /// A token that lets its bearer in.
 #[derive(Clone)]
@@ -29,10 +29,21 @@ pub(crate) struct AccessToken {
 
 #[derive(Clone, Copy)]
 struct Expiry {
+    /// When it was issued.
+    began: Instant,
+    length: Duration,
+}
+
+impl Expiry {
     /// When a new token is due: a tenth of the time before the end, so that no request goes out
     /// with a token that ends on the way.
-    due: Instant,
-    end: Instant,
+    fn due(self) -> Instant {
+        self.began + self.length.mul_f32(0.9)
+    }
+
+    fn end(self) -> Instant {
+        self.began + self.length
+    }
 }
 
 /// Where tokens come from.
@@ -98,6 +109,20 @@ impl Client {
     pub(crate) fn close_connections(&mut self) {
         self.http.close_connections();
         self.token_http.close_connections();
+    }
+
+    /// The token that there is, for other processes; none without an end, which nobody would replace.
+    pub(crate) fn login(&self) -> Option<Login> {
+        let AccessToken { text, expires } = self.token.as_ref()?;
+        let Expiry { began, length } = (*expires)?;
+        Some(Login { token: text.clone(), began, length: Some(length), is_renewable: false })
+    }
+
+    /// Takes a token of another process's.
+    pub(crate) fn take_login(&mut self, login: Login) {
+        let Login { token, began, length, is_renewable: _ } = login;
+        let expires = length.map(|length| Expiry { began, length });
+        self.token = Some(AccessToken { text: token, expires });
     }
 
     /// What tokens come from.
@@ -195,8 +220,8 @@ impl AccessToken {
         let now = Instant::now();
         let expires = seconds.map(|seconds| {
             // Longer is as good as for ever.
-            let lifetime = Duration::from_secs(seconds.min(30 * 24 * 3600));
-            Expiry { due: now + lifetime.mul_f32(0.9), end: now + lifetime }
+            let length = Duration::from_secs(seconds.min(30 * 24 * 3600));
+            Expiry { began: now, length }
         });
         Some(Self { text, expires })
     }
@@ -243,11 +268,11 @@ impl AccessToken {
     }
 
     fn is_alive(&self, now: Instant) -> bool {
-        self.expires.is_none_or(|expires| now < expires.end)
+        self.expires.is_none_or(|expires| now < expires.end())
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.expires.is_some_and(|expires| now >= expires.due)
+        self.expires.is_some_and(|expires| now >= expires.due())
     }
 }
 

@@ -6,8 +6,10 @@
 //! the extension stores wrapped in its catalog.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use envelope::{DataKey, KeyName, KeyVersion};
+use zeroize::Zeroizing;
 
 use crate::version::VersionId;
 
@@ -97,6 +99,34 @@ pub trait Provider: Send {
     /// Closes the connections that are kept for a next call, because none follows soon: their
     /// buffers may hold what went through them last. A login is kept.
     fn close_connections(&mut self) {}
+
+    /// The login that the provider has, for another process with the same settings. None if it has none, or
+    /// none that is a token for a time.
+    fn login(&self) -> Option<Login> {
+        None
+    }
+
+    /// Takes a login that another process with the same settings has made.
+    fn take_login(&mut self, _login: Login) {}
+}
+
+/// What a login gave.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// What lets its bearer in.
+    pub token: Zeroizing<String>,
+    /// When it was asked for: no later than its time began.
+    pub began: Instant,
+    /// How long it lets in; `None` is for ever.
+    pub length: Option<Duration>,
+    /// Whether the server prolongs it when it is asked to.
+    pub is_renewable: bool,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("length", &self.length).finish_non_exhaustive()
+    }
 }
 
 /// A data encryption key that an envelope provider has wrapped, for the catalog.
@@ -336,7 +366,6 @@ pub(crate) fn key_from_base64(text: &str) -> Result<DataKey, KeyTextError> {
     use base64::Engine;
     use base64::alphabet::STANDARD;
     use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-    use zeroize::Zeroizing;
 
     const LENIENT_ABOUT_PADDING: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,

@@ -121,6 +121,95 @@ impl<T> fmt::Debug for Secret<T> {
     }
 }
 
+/// Pages for secrets that a process shares with those that it forks afterwards: locked into memory, as
+/// far as the limit allows, and left out of core dumps in all of them. They are zeroes at first.
+///
+/// The pages know nothing of who uses them when: that is for a lock of the processes' to decide.
+#[derive(Debug)]
+pub struct SharedPages {
+    mapping: Mapping,
+}
+
+// SAFETY: a mapping is an address range that stays mapped, as nothing unmaps it; who touches its bytes
+// promises in each call that nobody else does.
+unsafe impl Sync for SharedPages {}
+
+impl SharedPages {
+    /// Maps pages for at least `len` bytes. They stay mapped until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system has no memory to map.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        let len = len.max(1).next_multiple_of(sys::page_size());
+        Mapping::for_shared_secrets(len).map(|mapping| Self { mapping })
+    }
+
+    /// Their length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "they have at least one page")]
+    pub fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    /// Whether the operating system keeps them out of swap space.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.mapping.is_locked()
+    }
+
+    /// Copies the bytes from `offset` on into `to`.
+    ///
+    /// # Safety
+    ///
+    /// No process writes these bytes meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If they are not all in the pages.
+    pub unsafe fn read(&self, offset: usize, to: &mut [u8]) {
+        let from = self.at(offset, to.len());
+        // SAFETY: the range lies in the mapping, and the caller promises that nobody writes it.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
+    }
+
+    /// Writes `from` at `offset`.
+    ///
+    /// # Safety
+    ///
+    /// No process reads or writes these bytes meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If they are not all in the pages.
+    pub unsafe fn write(&self, offset: usize, from: &[u8]) {
+        let to = self.at(offset, from.len());
+        // SAFETY: the range lies in the mapping, and the caller promises that nobody else uses it.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
+    }
+
+    /// Overwrites `len` bytes from `offset` on with zeroes.
+    ///
+    /// # Safety
+    ///
+    /// No process reads or writes these bytes meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If they are not all in the pages.
+    pub unsafe fn wipe(&self, offset: usize, len: usize) {
+        // SAFETY: the range lies in the mapping, and the caller promises that nobody else uses it.
+        unsafe { wipe(self.at(offset, len).as_ptr(), len) };
+    }
+
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        let end = offset.checked_add(len).expect("a range of memory has an end");
+        assert!(end <= self.mapping.len(), "the range is in the pages");
+        // SAFETY: the range lies in the mapping, as was just seen.
+        unsafe { self.mapping.start().add(offset) }
+    }
+}
+
 /// What the memory for secrets holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {

@@ -74,6 +74,26 @@ impl Mapping {
     ///
     /// If the operating system has no memory to map.
     pub(crate) fn for_secrets(len: usize) -> io::Result<Self> {
+        let mapping = Self::map(len, libc::MAP_PRIVATE)?;
+        advise(mapping.start, len, &[DONT_DUMP, WIPE_ON_FORK]);
+        Ok(mapping)
+    }
+
+    /// Maps `len` bytes (a multiple of the page size) for secrets that this process shares with those
+    /// that it will fork: locked into memory if the limit allows it, and left out of core dumps. The
+    /// children inherit the latter, and the pages stay locked for as long as this process lives.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system has no memory to map.
+    pub(crate) fn for_shared_secrets(len: usize) -> io::Result<Self> {
+        let mapping = Self::map(len, libc::MAP_SHARED)?;
+        advise(mapping.start, len, &[DONT_DUMP]);
+        Ok(mapping)
+    }
+
+    /// Maps pages, and locks them if the limit allows it.
+    fn map(len: usize, visibility: libc::c_int) -> io::Result<Self> {
         // SAFETY: a new anonymous mapping at an address of the kernel's choosing; it replaces
         // nothing.
         let start = unsafe {
@@ -81,7 +101,7 @@ impl Mapping {
                 ptr::null_mut(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                visibility | libc::MAP_ANONYMOUS,
                 -1,
                 0,
             )
@@ -92,7 +112,6 @@ impl Mapping {
         let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: the range was mapped above and is ours; `mlock` does not change its contents.
         let locked = unsafe { libc::mlock(start.as_ptr().cast(), len) } == 0;
-        advise(start, len);
         Ok(Self { start, len, locked })
     }
 
@@ -124,20 +143,31 @@ impl Mapping {
     }
 }
 
-/// Leaves the range out of core dumps and has the kernel wipe it in a forked child. A kernel that
-/// knows neither (before Linux 4.14) leaves both undone; a core dump is then protected by its file
-/// mode alone, and a child by the check of the process id that every user of the memory makes.
+/// Leaves a range out of core dumps.
 #[cfg(target_os = "linux")]
-fn advise(start: NonNull<u8>, len: usize) {
-    for advice in [libc::MADV_DONTDUMP, libc::MADV_WIPEONFORK] {
-        // SAFETY: the range is a private anonymous mapping of ours; neither advice changes what
-        // this process reads in it.
-        unsafe { libc::madvise(start.as_ptr().cast(), len, advice) };
+const DONT_DUMP: libc::c_int = libc::MADV_DONTDUMP;
+/// Has the kernel wipe a range in a forked child.
+#[cfg(target_os = "linux")]
+const WIPE_ON_FORK: libc::c_int = libc::MADV_WIPEONFORK;
+#[cfg(not(target_os = "linux"))]
+const DONT_DUMP: libc::c_int = 0;
+#[cfg(not(target_os = "linux"))]
+const WIPE_ON_FORK: libc::c_int = 0;
+
+/// Gives the kernel advice about a range. A kernel that knows neither (before Linux 4.14) leaves both
+/// undone; a core dump is then protected by its file mode alone, and a child by the check of the process
+/// id that every user of the memory makes.
+#[cfg(target_os = "linux")]
+fn advise(start: NonNull<u8>, len: usize, advice: &[libc::c_int]) {
+    for advice in advice {
+        // SAFETY: the range is an anonymous mapping of ours; neither advice changes what this process
+        // reads in it.
+        unsafe { libc::madvise(start.as_ptr().cast(), len, *advice) };
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise(_start: NonNull<u8>, _len: usize) {}
+fn advise(_start: NonNull<u8>, _len: usize, _advice: &[libc::c_int]) {}
 
 /// Blocks every signal in the calling thread until it is dropped. A thread that is started
 /// meanwhile inherits the mask and keeps it.

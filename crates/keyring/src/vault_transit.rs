@@ -41,7 +41,7 @@ use crate::address;
 use crate::call::RequestLimits;
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
+    self, Finding, FoundVersion, Interrupt, Login, MadeVersion, Provider, ProviderError,
     ProviderErrorKind, WrappedKey,
 };
 use crate::vault::VaultOptions;
@@ -362,6 +362,14 @@ impl Provider for VaultTransitProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn login(&self) -> Option<Login> {
+        self.client.login()
+    }
+
+    fn take_login(&mut self, login: Login) {
+        self.client.take_login(login);
     }
 }
 

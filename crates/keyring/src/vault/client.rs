@@ -14,7 +14,7 @@ use super::settings::Vault;
 use crate::call;
 use crate::http::{self as transport, Http};
 use crate::logins;
-use crate::provider::{Finding, Interrupt, ProviderError, ProviderErrorKind};
+use crate::provider::{Finding, Interrupt, Login as SharedLogin, ProviderError, ProviderErrorKind};
 
 /// While a cluster changes its leader, which takes up to two seconds, it answers 400 or 5xx and then
 /// 404 for what exists. A 404 so soon after an error is not believed at once.
@@ -69,6 +69,16 @@ impl Client {
     /// Closes the connections that are open.
     pub(crate) fn close_connections(&mut self) {
         self.http.close_connections();
+    }
+
+    /// The login that there is, for other processes.
+    pub(crate) fn login(&self) -> Option<SharedLogin> {
+        self.login.shared()
+    }
+
+    /// Takes a login of another process's.
+    pub(crate) fn take_login(&mut self, login: SharedLogin) {
+        self.login.take(login);
     }
 
     /// The time at which an operation that begins now must end.

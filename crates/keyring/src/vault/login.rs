@@ -14,7 +14,7 @@ use super::client::{Method, Request, json_object};
 use super::settings::VaultOptions;
 use crate::address;
 use crate::options::{self, configuration};
-use crate::provider::{ProviderError, ProviderErrorKind};
+use crate::provider::{Login as SharedLogin, ProviderError, ProviderErrorKind};
 use crate::watched::{self, Stamp};
 
 /// How to log in to Vault.
@@ -263,6 +263,24 @@ impl Login {
         }
     }
 
+    /// The token that a login gave, and its lease. (One from a file is there for everybody.)
+    pub(super) fn shared(&self) -> Option<SharedLogin> {
+        let Some(Current { token, origin: Origin::Lease(lease) }) = &self.current else {
+            return None;
+        };
+        let Lease { began, length, may_be_renewed } = *lease;
+        Some(SharedLogin { token: token.clone(), began, length, is_renewable: may_be_renewed })
+    }
+
+    /// Takes a token that a login of another process gave.
+    pub(super) fn take(&mut self, login: SharedLogin) {
+        let SharedLogin { token, began, length, is_renewable } = login;
+        if !self.is_token_file() {
+            let lease = Lease { began, length, may_be_renewed: is_renewable };
+            self.current = Some(Current { token, origin: Origin::Lease(lease) });
+        }
+    }
+
     /// Whether a refused token is a question of the file that it comes from.
     pub(super) fn is_token_file(&self) -> bool {
         matches!(self.auth, Auth::TokenFile(_))
@@ -294,6 +312,25 @@ fn read_line(path: &Path, what: &str) -> Result<(Zeroizing<String>, Stamp), Prov
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_login_is_taken_by_another_process() {
+        let options = VaultOptions {
+            auth: "jwt".to_owned(),
+            role: "database".to_owned(),
+            ..VaultOptions::default()
+        };
+        let auth = Auth::parse(&options, false).unwrap();
+        let mut one = Login::new(auth.clone());
+        assert!(one.shared().is_none());
+        let lease = Lease { began: Instant::now(), length: None, may_be_renewed: true };
+        let token = Zeroizing::new("t".to_owned());
+        one.current = Some(Current { token, origin: Origin::Lease(lease) });
+        let mut other = Login::new(auth);
+        other.take(one.shared().unwrap());
+        assert!(matches!(other.begin(), Ok(Step::Use(token)) if *token == "t"));
+        assert_eq!(other.shared(), one.shared());
+    }
 
     #[test]
     fn a_lease_has_phases() {
