@@ -69,8 +69,8 @@ demo: ## Shows encrypted columns on real records, on a throw-away cluster.
 	scripts/demo
 
 .PHONY: bench
-bench: ## Measures: the cipher alone, and columns of a million values.
-	scripts/prepare build
+bench: ## Measures what encryption costs, in 20 minutes; writes benches/results/ and README.md's table.
+	scripts/prepare bench
 	$(MAKE) --no-print-directory install-for-tests
 	benches/run
 

@@ -1,5 +1,5 @@
-# For scripts/demo and benches/run: a PostgreSQL 15 cluster that lives in build/ as long as the
-# script that sources this file. The caller's folder must be the project's.
+# For scripts/demo: a PostgreSQL 15 cluster that lives in build/ as long as the script that sources
+# this file. The caller's folder must be the project's.
 #
 #   start_cluster [SETTING=VALUE...]    makes and starts it; psql then finds it by itself
 #   stop_cluster                        stops and removes it; also when the script ends or is ended

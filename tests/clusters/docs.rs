@@ -388,6 +388,29 @@ fn a_dump_is_restored_as_the_reference_says() {
 }
 
 #[test]
+fn the_readme_has_what_was_measured() {
+    let tables = tables_of(&read("README.md"));
+    let rows = &table(&tables, ["what", "against", "goal", "measured"]).rows;
+    let documented = rows.iter().map(|row| row.join("|"));
+    let results = read("benches/results/ratios.tsv").replace('`', "");
+    let measured = results.lines().skip(1).filter_map(|line| {
+        let cells: Vec<_> = line.split('\t').collect();
+        let [_, what, against, direction, goal, unit, median, lowest, highest, _] = cells[..]
+        else {
+            panic!("{line}");
+        };
+        let unit = if unit.is_empty() { String::new() } else { format!(" {unit}") };
+        let goal = match goal {
+            "" if against == "itself, once more" => String::new(),
+            "" => return None,
+            goal => format!("{direction} {goal}{unit}"),
+        };
+        Some(format!("{what}|{against}|{goal}|{median}{unit}|{lowest} – {highest}"))
+    });
+    assert_same(documented, measured);
+}
+
+#[test]
 fn links_lead_somewhere() {
     let mut broken = String::new();
     for document in documents() {

@@ -2,7 +2,7 @@
 //! library does it.
 //!
 //! It is `ring`'s, which measures a third less than the `aes-gcm` crate for values of 32 bytes and less than
-//! half for long ones (`make bench`), and which is here anyway, for TLS.
+//! half for long ones (`benches/run cipher`), and which is here anyway, for TLS.
 
 use std::fmt;
 use std::hint::black_box;
