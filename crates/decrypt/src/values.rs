@@ -202,7 +202,7 @@ impl Values {
         if !is_open {
             return Err(not_authentic(number, keys));
         }
-        write_text_form(header.kind, self.encoding, self.raw_bytes, start, out)?;
+        write_text_form(sealed.kind(), self.encoding, self.raw_bytes, start, out)?;
         version.failed -= 1;
         version.opened += 1;
         Ok(())
