@@ -2,9 +2,11 @@
 
 use envelope::{Header, KeyName, OVERHEAD, PlaintextKind, Sealed, ValueCipher};
 
+use pgrx::pg_sys;
+
 use crate::catalog::Privilege;
 use crate::errors::Error;
-use crate::varlena::{Buffer, Shape};
+use crate::varlena::{Buffer, Shape, Varlena};
 use crate::{events, keys};
 
 /// Encrypts `plaintext` under the active version of the key with this id. The current user needs
@@ -81,6 +83,39 @@ pub(crate) fn open(
             Err(_) => {
                 plaintext.free();
                 Err(not_authentic(name, value))
+            }
+        }
+    })
+}
+
+/// The same for the argument `datum` of a function, which `value` was parsed from after it was detoasted to
+/// `stored`. If that made a copy, the plaintext takes its place, and `value` is gone unless the error is one of
+/// permissions.
+///
+/// # Errors
+///
+/// As for [`open`].
+pub(crate) fn open_argument(
+    value: &Sealed<'_>,
+    (stored, datum): (Varlena, pg_sys::Datum),
+    privilege: Option<Privilege>,
+    shape: Shape,
+) -> Result<Buffer, Box<Error>> {
+    if !stored.is_copy_of(datum) {
+        return open(value, privilege, shape);
+    }
+    let len = value.plaintext_len();
+    decrypting(value, privilege, |name, cipher| {
+        // SAFETY: the copy was made for this call, and neither the callers nor this function look at `value`
+        // from here on.
+        let (memory, start) = unsafe { stored.memory_for(shape) };
+        match cipher.open_in_place(name, memory, start) {
+            Ok(()) => Ok(Buffer::in_place_of(stored, shape, len)),
+            Err(_) => {
+                // SAFETY: the datum was a value a moment ago.
+                let again = unsafe { Varlena::detoast(datum) };
+                let value = Sealed::parse(again.bytes());
+                Err(value.map_or_else(|why| Box::new(why.into()), |v| not_authentic(name, &v)))
             }
         }
     })

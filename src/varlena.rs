@@ -86,6 +86,26 @@ impl Varlena {
         self.0 != original.cast_mut_ptr()
     }
 
+    /// The memory of a value that detoasting made, and where in it the value's bytes begin: without the length
+    /// word for what becomes a varlena again, with it for a C string.
+    ///
+    /// # Safety
+    ///
+    /// Nothing refers to the value or its bytes any more.
+    pub(crate) unsafe fn memory_for<'a>(self, shape: Shape) -> (&'a mut [u8], usize) {
+        // SAFETY: a value that was detoasted has a length word of four bytes, which counts itself; the caller
+        // promises that the reference is the only one.
+        unsafe {
+            debug_assert!(!varlena::varatt_is_1b(self.0));
+            let all =
+                std::slice::from_raw_parts_mut(self.0.cast::<u8>(), varlena::varsize_any(self.0));
+            match shape {
+                Shape::Varlena => (&mut all[HEADER_LEN..], 0),
+                Shape::CString => (all, HEADER_LEN),
+            }
+        }
+    }
+
     /// Frees the value before its memory context does.
     pub(crate) fn free(self) {
         // SAFETY: callers own the value, which is a palloc'd chunk.
@@ -138,6 +158,20 @@ impl Buffer {
             Shape::CString => unsafe { start.add(len).write(0) },
         }
         Ok(Self { start, len, shape })
+    }
+
+    /// What was written to [`Varlena::memory_for`] of `stored`: `len` bytes, fewer than it had by one at least.
+    pub(crate) fn in_place_of(stored: Varlena, shape: Shape, len: usize) -> Self {
+        let start = stored.0.cast::<u8>();
+        match shape {
+            // SAFETY: the memory was that of a longer value.
+            Shape::Varlena => unsafe {
+                varlena::set_varsize_4b(stored.0, (len + HEADER_LEN) as i32);
+            },
+            // SAFETY: as above.
+            Shape::CString => unsafe { start.add(len).write(0) },
+        }
+        Self { start, len, shape }
     }
 
     fn offset(&self) -> usize {

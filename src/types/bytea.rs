@@ -76,10 +76,11 @@ sql_function! {
 
 /// The bytes that the session is shown of a value, or a text in the given shape in their place.
 fn shown(call: &Call, text: Shape) -> Result<Shown, Box<Error>> {
-    let decrypt = |value: &Sealed<'_>| EncryptedBytea::decrypt(value, Some(Privilege::Decrypt));
+    let argument = (call.varlena(0), call.datum(0));
+    let decrypt = |value: &Sealed<'_>| decrypt_argument(value, argument);
     // As bytes, so that whoever reads the text takes it for a bytea.
     let mask = |mask: &str| Buffer::copy_of(Shape::Varlena, mask.as_bytes()).map(Shown::Plaintext);
-    armored::shown(call.varlena(0), text, decrypt, mask)
+    armored::shown(argument.0, text, decrypt, mask)
 }
 
 sql_function! {
@@ -127,12 +128,20 @@ sql_function! {
 sql_function! {
     /// `bytea(encrypted_bytea) RETURNS bytea`
     fn encrypted_bytea_to_bytea(call) {
-        Ok(decrypt_argument(call)?.datum())
+        let argument = (call.varlena(0), call.datum(0));
+        Ok(decrypt_argument(&parse(argument.0)?, argument)?.datum())
     }
 }
 
-fn decrypt_argument(call: &Call) -> Result<Buffer, Box<Error>> {
-    EncryptedBytea::decrypt(&parse(call.varlena(0))?, Some(Privilege::Decrypt))
+/// The bytes of a function's argument, which the current user needs `decrypt` for.
+fn decrypt_argument(
+    value: &Sealed<'_>,
+    argument: (Varlena, pg_sys::Datum),
+) -> Result<Buffer, Box<Error>> {
+    if !EncryptedBytea::holds(value.kind()) {
+        return Err(Error::ValueOfOtherType { expected: EncryptedBytea::NAME }.into());
+    }
+    value::open_argument(value, argument, Some(Privilege::Decrypt), Shape::Varlena)
 }
 
 sql_function! {

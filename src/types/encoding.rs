@@ -80,6 +80,12 @@ pub(crate) fn is_utf8() -> bool {
     database_encoding() == UTF8
 }
 
+/// Whether the client takes texts in the database's encoding.
+pub(crate) fn is_that_of_client() -> bool {
+    // SAFETY: reads a setting of this backend's.
+    unsafe { pg_sys::pg_get_client_encoding() == database_encoding() }
+}
+
 /// What was decrypted, as the text in UTF-8 that it is said to be.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::value;
-use crate::varlena::{Buffer, Shape};
+use crate::varlena::{Buffer, Shape, Varlena};
 
 /// `encrypted_text`, whose base type is `text`.
 pub(crate) struct EncryptedText;
@@ -42,11 +42,30 @@ fn decrypt(
     privilege: Option<Privilege>,
     shape: Shape,
 ) -> Result<Buffer, Box<Error>> {
+    decrypt_by(value, shape, || value::open(value, privilege, shape))
+}
+
+/// The text that `open` opens `value` to.
+fn decrypt_by(
+    value: &Sealed<'_>,
+    shape: Shape,
+    open: impl FnOnce() -> Result<Buffer, Box<Error>>,
+) -> Result<Buffer, Box<Error>> {
     let kind = value.kind();
     if !EncryptedText::holds(kind) {
         return Err(Error::ValueOfOtherType { expected: EncryptedText::NAME }.into());
     }
-    encoding::from_plaintext(kind, value::open(value, privilege, shape)?, shape)
+    encoding::from_plaintext(kind, open()?, shape)
+}
+
+/// The same for a function's argument, which the current user needs `decrypt` for.
+fn decrypt_argument(
+    value: &Sealed<'_>,
+    argument: (Varlena, pg_sys::Datum),
+    shape: Shape,
+) -> Result<Buffer, Box<Error>> {
+    let privilege = Some(Privilege::Decrypt);
+    decrypt_by(value, shape, || value::open_argument(value, argument, privilege, shape))
 }
 
 sql_function! {
@@ -94,6 +113,10 @@ sql_function! {
     /// `encrypted_text_send(encrypted_text) RETURNS bytea`
     fn encrypted_text_send(call) {
         let text = shown(call, Shape::Varlena)?;
+        // A bytea with the same bytes is what textsend would make of it.
+        if encoding::is_that_of_client() {
+            return Ok(text.datum());
+        }
         let sent = send(text.bytes())?;
         text.free();
         Ok(sent)
@@ -102,12 +125,13 @@ sql_function! {
 
 /// The text that the session is shown of a value.
 fn shown(call: &Call, shape: Shape) -> Result<Buffer, Box<Error>> {
-    let decrypt = |value: &Sealed<'_>| decrypt(value, Some(Privilege::Decrypt), shape);
+    let argument = (call.varlena(0), call.datum(0));
+    let decrypt = |value: &Sealed<'_>| decrypt_argument(value, argument, shape);
     let mask = |mask: &str| {
         let text = Buffer::copy_of(shape, mask.as_bytes())?;
         encoding::from_plaintext(PlaintextKind::Text, text, shape).map(Shown::Text)
     };
-    match armored::shown(call.varlena(0), shape, decrypt, mask)? {
+    match armored::shown(argument.0, shape, decrypt, mask)? {
         Shown::Plaintext(text) | Shown::Text(text) => Ok(text),
     }
 }
@@ -161,21 +185,21 @@ sql_function! {
 sql_function! {
     /// `text(encrypted_text) RETURNS text`, and the same to `varchar`.
     fn encrypted_text_to_text(call) {
-        Ok(decrypt_argument(call)?.datum())
+        Ok(cast(call)?.datum())
     }
 }
 
 sql_function! {
     /// `bpchar(encrypted_text) RETURNS character`: as `text_to_bpchar`, the bytes are the same.
     fn encrypted_text_to_bpchar(call) {
-        Ok(decrypt_argument(call)?.datum())
+        Ok(cast(call)?.datum())
     }
 }
 
 sql_function! {
     /// `name(encrypted_text) RETURNS name`: cut to 63 bytes at a character's end, as from text.
     fn encrypted_text_to_name(call) {
-        let text = decrypt_argument(call)?;
+        let text = cast(call)?;
         // SAFETY: text_name takes one text argument, which this is, and looks at nothing else of
         // the call.
         let name = unsafe {
@@ -188,8 +212,10 @@ sql_function! {
     }
 }
 
-fn decrypt_argument(call: &Call) -> Result<Buffer, Box<Error>> {
-    EncryptedText::decrypt(&parse(call.varlena(0))?, Some(Privilege::Decrypt))
+/// The text of a cast's argument.
+fn cast(call: &Call) -> Result<Buffer, Box<Error>> {
+    let argument = (call.varlena(0), call.datum(0));
+    decrypt_argument(&parse(argument.0)?, argument, Shape::Varlena)
 }
 
 /// `bpchartruelen` of `src/backend/utils/adt/varchar.c`.

@@ -133,6 +133,34 @@ impl ValueCipher {
         })
         .map_err(|_| OpenError)
     }
+
+    /// Opens the value that begins at `start` of `memory` and ends with it, as [`ValueCipher::open`] does. Its
+    /// plaintext begins where `memory` does: a long value needs no other memory. What follows the plaintext is
+    /// what is left of the value.
+    ///
+    /// # Errors
+    ///
+    /// If there is no value, or it is not authentic. `memory` is then all zeroes.
+    pub fn open_in_place(
+        &self,
+        name: &KeyName,
+        memory: &mut [u8],
+        start: usize,
+    ) -> Result<(), OpenError> {
+        let Some(sealed) = memory.get(start..).and_then(|value| Sealed::parse(value).ok()) else {
+            memory.fill(0);
+            return Err(OpenError);
+        };
+        let (prefix, counter, tag) = (*sealed.prefix(), *sealed.counter(), *sealed.tag());
+        let (before_tag, rest) = memory.split_at_mut(memory.len() - TAG_LEN);
+        let opened = with_additional_data(&prefix, name, |additional_data| {
+            self.0.open_in_place(&counter, additional_data, &tag, before_tag, start + HEADER_LEN)
+        });
+        opened.map_err(|_| {
+            rest.fill(0);
+            OpenError
+        })
+    }
 }
 
 impl fmt::Debug for ValueCipher {

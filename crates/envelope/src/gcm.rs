@@ -54,7 +54,7 @@ impl Aes256Gcm {
     ///
     /// # Errors
     ///
-    /// If they don't belong to this key, nonce, tag and additional data. `plaintext` is then all zeroes.
+    /// As for [`Aes256Gcm::open_in_place`]. `plaintext` is then all zeroes.
     #[inline]
     pub(crate) fn open(
         &self,
@@ -65,13 +65,31 @@ impl Aes256Gcm {
         plaintext: &mut [u8],
     ) -> Result<(), Failed> {
         plaintext.copy_from_slice(ciphertext);
+        self.open_in_place(nonce, additional_data, tag, plaintext, 0)
+    }
+
+    /// Decrypts the ciphertext that begins at `start` of `memory` and ends with it; the plaintext begins where
+    /// `memory` does.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't belong to this key, nonce, tag and additional data. `memory` is then all zeroes.
+    #[inline]
+    pub(crate) fn open_in_place(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        additional_data: &[u8],
+        tag: &[u8; TAG_LEN],
+        memory: &mut [u8],
+        start: usize,
+    ) -> Result<(), Failed> {
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let aad = Aad::from(additional_data);
         let opened =
-            self.0.open_in_place_separate_tag(nonce, aad, (*tag).into(), plaintext, 0..).is_ok();
+            self.0.open_in_place_separate_tag(nonce, aad, (*tag).into(), memory, start..).is_ok();
         if !opened {
             // The library decrypts before it knows.
-            plaintext.fill(0);
+            memory.fill(0);
             return Err(Failed);
         }
         Ok(())

@@ -133,6 +133,30 @@ fn a_failed_open_releases_nothing() {
 }
 
 #[test]
+fn a_value_opens_in_its_own_memory() {
+    let name = name("user_pii");
+    for (len, start) in [(0, 0), (0, 4), (1, 4), (16, 0), (33, 4), (100_000, 0), (100_000, 4)] {
+        let plaintext: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+        let value = seal(PlaintextKind::Bytea, &name, &plaintext);
+        let cipher = key().derive(Sealed::parse(&value).unwrap().salt());
+        let mut memory = [&vec![0x5a; start], value.as_slice()].concat();
+        assert_eq!(cipher.open_in_place(&name, &mut memory, start), Ok(()));
+        assert_eq!(memory[..len], plaintext, "{len} bytes at {start}");
+
+        let mut memory = [&vec![0x5a; start], value.as_slice()].concat();
+        *memory.last_mut().unwrap() ^= 1;
+        assert_eq!(cipher.open_in_place(&name, &mut memory, start), Err(OpenError));
+        assert_eq!(memory, vec![0; start + value.len()], "{len} bytes at {start}");
+    }
+    let cipher = key().derive(&[0; 12]);
+    for len in 0..OVERHEAD {
+        let mut memory = vec![1; len];
+        assert_eq!(cipher.open_in_place(&name, &mut memory, 0), Err(OpenError));
+        assert_eq!(memory, vec![0; len]);
+    }
+}
+
+#[test]
 fn one_derived_cipher_serves_all_values_of_a_salt() {
     let name = name("user_pii");
     let mut nonces = NonceSource::new();
