@@ -30,6 +30,7 @@ use crate::catalog::{self, DATABASE_KEY, Key, Privilege, Version, invalidation};
 use crate::errors::Error;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
+use crate::shared::Told;
 use crate::shared::fetch::{self, Fetched};
 use crate::{log_redaction, pg, restored, session, settings, shared};
 
@@ -566,7 +567,7 @@ impl Backend {
     }
 
     fn warn_of_use_past_time(&mut self, key: &Key, version: &Version, left: Duration, why: &str) {
-        if self.told_of_use_past_time.is_due() {
+        if self.told_of_use_past_time.is_due() && shared::is_time_to_tell(Told::PastTime) {
             pgrx::warning!(
                 "using version {} of key \"{}\" past its time to live, for {} s more at most: {why}",
                 version.number,

@@ -6,6 +6,7 @@
 //! flight up, and one of those that wait takes over.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What names a version in all databases of the server, and is another one for a version that was rolled
 /// back and made again, or that comes from a restored catalog.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EntryId {
     database: u32,
     key: u32,
@@ -109,8 +110,8 @@ impl EntryId {
     /// A number that is hardly the same for two: a check value is as good as random. Never 0.
     fn tag(&self) -> u64 {
         let (first, _) = self.check_value.split_at(8);
-        let number = first.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        number ^ u64::from(self.database) | 1
+        let number = first.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte));
+        (number ^ u64::from(self.database)) | 1
     }
 }
 
@@ -438,9 +439,11 @@ pub(crate) fn register_for_exit() {
     let process = session::process_id();
     if REGISTERED.swap(process, Ordering::Relaxed) != process {
         UNDER_WAY.store(0, Ordering::Relaxed);
-        // SAFETY: the callback never unwinds, and stays valid as a library is never unloaded.
+        // SAFETY: the callback never unwinds, and stays valid as a library is never unloaded. (Not
+        // before_shmem_exit: what PostgreSQL registers there for a while must be the latest when it takes
+        // it back, and this may come in between.)
         unsafe {
-            pg_sys::before_shmem_exit(Some(process_ends), pg_sys::Datum::from(0usize));
+            pg_sys::on_shmem_exit(Some(process_ends), pg_sys::Datum::from(0usize));
         }
     }
 }
@@ -502,7 +505,13 @@ impl Flight {
     pub(crate) fn fail(self, why: &Why, retry_at: Moment) {
         let Self { entry, number, id, fingerprint, .. } = self;
         end(entry, number, |contents| {
-            contents.entries[entry].retry_at = retry_at;
+            let former = &mut contents.entries[entry];
+            former.retry_at = retry_at;
+            // A refusal ends the use of what is past its time, also if the provider can't be asked again.
+            let is_over = !former.is_fresh(Moment::now(), former.time_to_live);
+            if is_over && former.is_filled && why.is_refusal() {
+                contents.wipe(entry);
+            }
             contents.keep_failure(number, id, fingerprint, why);
         });
     }
@@ -539,7 +548,7 @@ pub(super) fn wipe_other_databases(databases: &[u32]) {
 }
 
 /// Wipes the keys of this database that are not among these.
-pub(super) fn wipe_others(readable: &[EntryId]) {
+pub(super) fn wipe_others(readable: &BTreeSet<EntryId>) {
     let database = this_database();
     wipe_if_any(|entry| {
         entry.is_filled && entry.id.database == database && !readable.contains(&entry.id)

@@ -3,6 +3,7 @@
 //!
 //! It is the place for whatever else is to be done in each database from time to time.
 
+use std::collections::BTreeSet;
 use std::ffi::c_char;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use pgrx::pg_sys;
 
 use super::clock::Moment;
 use super::entries::{self, EntryId};
-use super::{fetch, memory};
+use super::fetch;
+use super::memory::{self, Told};
 use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
 use crate::fmgr::run_callback;
@@ -123,7 +125,8 @@ fn look_after_keys() -> Result<Outcome, Error> {
             versions.map(move |version| (key, version))
         })
     };
-    let ids: Vec<EntryId> = readable().map(|(key, version)| EntryId::of(key, version)).collect();
+    let ids: BTreeSet<EntryId> =
+        readable().map(|(key, version)| EntryId::of(key, version)).collect();
     entries::wipe_others(&ids);
     if found.is_empty() {
         return Ok(Outcome::Nothing);
@@ -144,7 +147,7 @@ fn look_after_keys() -> Result<Outcome, Error> {
             if error.is_outage() {
                 out_of_reach.push(&version.provider);
             }
-            if memory::log_is_due() {
+            if memory::is_time_to_tell(Told::NotFetchedAhead) {
                 let number = version.number;
                 pgrx::log!(
                     "could not fetch version {number} of key \"{}\" ahead of its expiry: {}",
