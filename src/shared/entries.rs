@@ -56,6 +56,8 @@ pub(super) struct Entry {
     /// The fetch that is under way; 0 if there is none.
     flight: u64,
     fetcher: i32,
+    /// Whether what it brings is not to be kept, as the key was wiped meanwhile.
+    is_discarded: bool,
 }
 
 /// A key that was here.
@@ -92,7 +94,6 @@ pub(crate) struct Flight {
     number: u64,
     id: EntryId,
     fingerprint: Fingerprint,
-    wipes: u64,
 }
 
 impl EntryId {
@@ -186,10 +187,8 @@ impl Contents<'_> {
         self.tags[n] = 0;
     }
 
-    /// Wipes the entries that `is_unwanted` says, and sees to it that none of them comes back from a fetch
-    /// that is under way.
+    /// Wipes the entries that `is_unwanted` says.
     fn wipe_all(&mut self, is_unwanted: impl Fn(&Entry) -> bool) {
-        self.header.wipes.fetch_add(1, Ordering::Relaxed);
         for n in 0..self.entries.len() {
             if self.tags[n] != 0 && is_unwanted(&self.entries[n]) {
                 self.wipe(n);
@@ -197,10 +196,19 @@ impl Contents<'_> {
         }
     }
 
+    /// The same, and sees to it that none of them comes back from a fetch that is under way.
+    fn wipe_and_discard(&mut self, is_unwanted: impl Fn(&Entry) -> bool) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.flight != 0) {
+            entry.is_discarded |= is_unwanted(entry);
+        }
+        self.wipe_all(is_unwanted);
+    }
+
     /// Ends a fetch. An entry that has no key then is free.
     fn land(&mut self, n: usize) {
         self.entries[n].flight = 0;
         self.entries[n].fetcher = 0;
+        self.entries[n].is_discarded = false;
         if !self.entries[n].is_filled {
             self.free(n);
         }
@@ -385,8 +393,7 @@ fn take_off(
     // Known before anything can end this process.
     UNDER_WAY_ENTRY.store(n, Ordering::Relaxed);
     UNDER_WAY.store(number, Ordering::Relaxed);
-    let wipes = header.wipes.load(Ordering::Relaxed);
-    Some(Flight { entry: n, number, id: *id, fingerprint, wipes })
+    Some(Flight { entry: n, number, id: *id, fingerprint })
 }
 
 /// Waits until a fetch by another process has ended, or until `until`, and tells which.
@@ -477,10 +484,10 @@ fn end(entry: usize, number: u64, body: impl FnOnce(&mut Contents<'_>)) {
 impl Flight {
     /// Shares what the provider has answered. `is_used` tells whether somebody waited for it.
     pub(crate) fn succeed(self, key: &DataKey, times: Times, is_used: bool) {
-        let Self { entry, number, wipes, .. } = self;
+        let Self { entry, number, .. } = self;
         let due = Moment::now().after(times.time_to_live / 2);
         end(entry, number, |contents| {
-            if contents.header.wipes.load(Ordering::Relaxed) != wipes {
+            if contents.entries[entry].is_discarded {
                 return;
             }
             // SAFETY: the lock is held exclusively.
@@ -530,7 +537,7 @@ impl Drop for Flight {
 pub(crate) fn flush() {
     let database = this_database();
     memory::exclusive(|contents| {
-        contents.wipe_all(|entry| entry.id.database == database);
+        contents.wipe_and_discard(|entry| entry.id.database == database);
         contents.forget_failures();
         contents.forget_logins();
     });
@@ -558,14 +565,24 @@ pub(super) fn wipe_others(readable: &BTreeSet<EntryId>) {
 /// Wipes a version that may not be used any more, whichever key it was.
 pub(crate) fn forget(key: KeyId, version: KeyVersion) {
     let unwanted = (this_database(), key.get(), version.get());
-    wipe_if_any(|entry| (entry.id.database, entry.id.key, entry.id.version) == unwanted);
+    let is_unwanted =
+        |entry: &Entry| (entry.id.database, entry.id.key, entry.id.version) == unwanted;
+    if is_any(is_unwanted) {
+        memory::exclusive(|contents| contents.wipe_and_discard(is_unwanted));
+    }
 }
 
-/// Wipes entries. Most of the time there is none to be wiped, and then nobody is kept out.
+/// Wipes entries.
 fn wipe_if_any(is_unwanted: impl Fn(&Entry) -> bool) {
-    if memory::shared(|contents| contents.entries.iter().any(&is_unwanted)) == Some(true) {
+    if is_any(&is_unwanted) {
         memory::exclusive(|contents| contents.wipe_all(is_unwanted));
     }
+}
+
+/// Whether there is such an entry. Most of the time there is none to be wiped, and then nobody needs to be kept
+/// out.
+fn is_any(is: impl Fn(&Entry) -> bool) -> bool {
+    memory::shared(|contents| contents.entries.iter().any(is)) == Some(true)
 }
 
 fn this_database() -> u32 {

@@ -37,9 +37,6 @@ pub(crate) struct Counts {
 #[derive(Default)]
 pub(super) struct Header {
     pub(super) counts: Counts,
-    /// Grows when entries are wiped because somebody wants them to be: what was being fetched then is not
-    /// kept.
-    pub(super) wipes: AtomicU64,
     /// The last number given to a fetch.
     pub(super) flights: AtomicU64,
     /// The last number given to a login.

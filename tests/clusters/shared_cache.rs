@@ -372,6 +372,22 @@ fn a_server_is_warm_when_it_has_started() {
 }
 
 #[test]
+fn without_a_place_for_workers_sessions_fetch_keys() {
+    let test = "without_a_place_for_workers_sessions_fetch_keys";
+    let describe = |builder: Builder| {
+        // The launcher has one, and that of logical replication the other.
+        builder.setting("max_worker_processes", "2").setting("encryption_ext.cache_ttl", "1")
+    };
+    let Some(store) = Store::start(test, describe) else { return };
+    for _ in 0..3 {
+        assert_eq!(store.connect().text(READ), "first");
+        thread::sleep(Duration::from_millis(1100));
+    }
+    assert_eq!(store.calls()["k 1"], 3);
+    assert_eq!(store.cluster.log().matches("max_worker_processes are running").count(), 1);
+}
+
+#[test]
 fn the_breaker_is_shared() {
     let test = "the_breaker_is_shared";
     let Some(store) = Store::start(test, |builder| builder) else { return };
