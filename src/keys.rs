@@ -32,6 +32,7 @@ use crate::errors::Error;
 use crate::events::Event;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
+use crate::shared::Told;
 use crate::shared::fetch::{self, Fetched};
 use crate::{events, log_redaction, pg, restored, session, settings, shared, types};
 
@@ -691,6 +692,9 @@ impl Backend {
     }
 
     fn warn_of_use_past_time(&self, key: &Key, version: &Version, left: Duration, why: &str) {
+        if !shared::is_time_to_tell(Told::PastTime) {
+            return;
+        }
         events::tell(&Event::UsedPastTime {
             key: &key.name,
             version: version.number,

@@ -30,6 +30,7 @@ pub(crate) struct Providers {
 /// A provider, and the settings it was made with. It keeps what it has learned, such as a login, until
 /// they change.
 struct Made {
+    name: String,
     configured: Configured,
     limits: RequestLimits,
     provider: Box<dyn Provider>,
@@ -50,29 +51,27 @@ impl Providers {
     ///
     /// If the provider can't be had or hasn't got them.
     pub(crate) fn open(&mut self, key: &Key, version: &Version) -> Result<DataKey, Error> {
-        let name = &version.provider;
-        let failed =
-            |error| Error::Provider { provider: name.clone(), key: Some(key.name.clone()), error };
-        let now = Instant::now();
-        let missing = &mut self.made(name, failed)?.missing;
-        missing.retain(|_, (since, _)| now.saturating_duration_since(*since) < MISSING);
-        if let Some((_, error)) = missing.get(&version.reference) {
-            return Err(failed(error.clone()));
-        }
-        let id = version_id(key, version);
-        let result = self.call(name, &key.name, |provider| {
-            provider.open(&id, &version.reference, version.wrapped.as_deref())
-        });
-        if let Err(Error::Provider { error, .. }) = &result
-            && matches!(
-                error.kind,
-                ProviderErrorKind::KeyMissing | ProviderErrorKind::VersionMissing
-            )
-            && let Some(made) = self.made.get_mut(name)
-        {
-            made.missing.insert(version.reference.clone(), (Instant::now(), error.clone()));
-        }
-        result
+        self.prepare(key, version)?;
+        self.open_prepared(key, version)
+    }
+
+    /// The same, where [`Providers::prepare`] has made the provider: neither settings nor catalog are read
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// If the provider hasn't got them.
+    pub(crate) fn open_prepared(&mut self, key: &Key, version: &Version) -> Result<DataKey, Error> {
+        let made = self.made.get_mut(&version.provider);
+        let made = made.ok_or(Error::Internal { what: "a provider that was prepared is gone" })?;
+        made.open(key, version).map_err(|error| {
+            raise_if_interrupted(&error);
+            Error::Provider {
+                provider: version.provider.clone(),
+                key: Some(key.name.clone()),
+                error,
+            }
+        })
     }
 
     /// Makes the provider of a version, so that nothing but calls of it remains to be done to open the
@@ -102,20 +101,8 @@ impl Providers {
     ) -> Result<T, Error> {
         let failed =
             |error| Error::Provider { provider: name.to_owned(), key: Some(key.clone()), error };
-        let made = self.made(name, failed)?;
-        made.admit().map_err(failed)?;
-        let before = made.breaker();
-        let result = made.with_shared_login(call);
-        made.record(&result);
-        events::asked(name, &before, &made.breaker());
-        if keyring::logins::take() > 0 {
-            events::tell(&Event::LoginRenewed { provider: name });
-        }
-        result.map_err(|error| {
-            if error.kind == ProviderErrorKind::Interrupted {
-                // Raises PostgreSQL's own error, which says who or what ended the statement.
-                pgrx::check_for_interrupts!();
-            }
+        self.made(name, failed)?.call(call).map_err(|error| {
+            raise_if_interrupted(&error);
             failed(error)
         })
     }
@@ -212,6 +199,7 @@ impl Providers {
             let provider =
                 configured.provider(limits, Box::new(interrupt_pending)).map_err(&failed)?;
             let made = Made {
+                name: name.to_owned(),
                 fingerprint: configured.fingerprint(),
                 login: 0,
                 configured,
@@ -226,8 +214,44 @@ impl Providers {
     }
 }
 
-/// The breaker is that of all sessions, where they share one.
 impl Made {
+    fn open(&mut self, key: &Key, version: &Version) -> Result<DataKey, ProviderError> {
+        let now = Instant::now();
+        self.missing.retain(|_, (since, _)| now.saturating_duration_since(*since) < MISSING);
+        if let Some((_, error)) = self.missing.get(&version.reference) {
+            return Err(error.clone());
+        }
+        let id = version_id(key, version);
+        let result = self
+            .call(|provider| provider.open(&id, &version.reference, version.wrapped.as_deref()));
+        if let Err(error) = &result
+            && matches!(
+                error.kind,
+                ProviderErrorKind::KeyMissing | ProviderErrorKind::VersionMissing
+            )
+        {
+            self.missing.insert(version.reference.clone(), (Instant::now(), error.clone()));
+        }
+        result
+    }
+
+    /// Calls the provider, unless its breaker is open.
+    fn call<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
+        self.admit()?;
+        let before = self.breaker();
+        let result = self.with_shared_login(call);
+        self.record(&result);
+        events::asked(&self.name, &before, &self.breaker());
+        if keyring::logins::take() > 0 {
+            events::tell(&Event::LoginRenewed { provider: &self.name });
+        }
+        result
+    }
+
+    /// By the breaker of all sessions, where they share one.
     fn admit(&self) -> Result<(), ProviderError> {
         match shared::is_there() {
             true => failures::admit(self.fingerprint),
@@ -292,6 +316,14 @@ fn complete_file(name: &str, configured: &mut Configured) -> Result<(), Error> {
     let may_create = if catalog::uses_provider(name)? { "no" } else { "yes" };
     configured.settings.insert("may_create".to_owned(), may_create.to_owned());
     Ok(())
+}
+
+/// Raises PostgreSQL's own error, which says who or what ended the statement, if that is why a provider's
+/// call has no result.
+fn raise_if_interrupted(error: &ProviderError) {
+    if error.kind == ProviderErrorKind::Interrupted {
+        pgrx::check_for_interrupts!();
+    }
 }
 
 /// What names a version in full.

@@ -13,7 +13,7 @@ use super::rows::{Row, return_rows};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::varlena::text_datum;
-use crate::{keys, settings};
+use crate::{keys, settings, shared};
 
 sql_function! {
     /// `encryption.server_findings() RETURNS SETOF record`: rows of `enc_security_check`.
@@ -160,8 +160,13 @@ fn check_process(findings: &mut Vec<Finding>) {
              files are encrypted.",
         ));
     }
-    let unlocked = secret::statistics().unlocked_bytes;
-    if unlocked > 0 {
+    let shared = shared::statistics().map_or(0, |statistics| statistics.unlocked_bytes);
+    for (whose, unlocked) in
+        [("this session", secret::statistics().unlocked_bytes), ("all sessions", shared)]
+    {
+        if unlocked == 0 {
+            continue;
+        }
         let has_swap =
             fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1);
         let (severity, where_to) = match has_swap {
@@ -171,7 +176,7 @@ fn check_process(findings: &mut Vec<Finding>) {
         findings.push(Finding::new(
             "unlocked_memory",
             severity,
-            "this session",
+            whose,
             format!("{unlocked} bytes with keys could not be locked in memory, {where_to}"),
             "Raise the server's limit of locked memory: ulimit -l, LimitMEMLOCK in a systemd unit.",
         ));

@@ -6,6 +6,7 @@
 //! flight up, and one of those that wait takes over.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What names a version in all databases of the server, and is another one for a version that was rolled
 /// back and made again, or that comes from a restored catalog.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EntryId {
     database: u32,
     key: u32,
@@ -55,6 +56,8 @@ pub(super) struct Entry {
     /// The fetch that is under way; 0 if there is none.
     flight: u64,
     fetcher: i32,
+    /// Whether what it brings is not to be kept, as the key was wiped meanwhile.
+    is_discarded: bool,
 }
 
 /// A key that was here.
@@ -91,7 +94,6 @@ pub(crate) struct Flight {
     number: u64,
     id: EntryId,
     fingerprint: Fingerprint,
-    wipes: u64,
 }
 
 impl EntryId {
@@ -109,8 +111,8 @@ impl EntryId {
     /// A number that is hardly the same for two: a check value is as good as random. Never 0.
     fn tag(&self) -> u64 {
         let (first, _) = self.check_value.split_at(8);
-        let number = first.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        number ^ u64::from(self.database) | 1
+        let number = first.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte));
+        (number ^ u64::from(self.database)) | 1
     }
 }
 
@@ -185,10 +187,8 @@ impl Contents<'_> {
         self.tags[n] = 0;
     }
 
-    /// Wipes the entries that `is_unwanted` says, and sees to it that none of them comes back from a fetch
-    /// that is under way.
+    /// Wipes the entries that `is_unwanted` says.
     fn wipe_all(&mut self, is_unwanted: impl Fn(&Entry) -> bool) {
-        self.header.wipes.fetch_add(1, Ordering::Relaxed);
         for n in 0..self.entries.len() {
             if self.tags[n] != 0 && is_unwanted(&self.entries[n]) {
                 self.wipe(n);
@@ -196,10 +196,19 @@ impl Contents<'_> {
         }
     }
 
+    /// The same, and sees to it that none of them comes back from a fetch that is under way.
+    fn wipe_and_discard(&mut self, is_unwanted: impl Fn(&Entry) -> bool) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.flight != 0) {
+            entry.is_discarded |= is_unwanted(entry);
+        }
+        self.wipe_all(is_unwanted);
+    }
+
     /// Ends a fetch. An entry that has no key then is free.
     fn land(&mut self, n: usize) {
         self.entries[n].flight = 0;
         self.entries[n].fetcher = 0;
+        self.entries[n].is_discarded = false;
         if !self.entries[n].is_filled {
             self.free(n);
         }
@@ -384,8 +393,7 @@ fn take_off(
     // Known before anything can end this process.
     UNDER_WAY_ENTRY.store(n, Ordering::Relaxed);
     UNDER_WAY.store(number, Ordering::Relaxed);
-    let wipes = header.wipes.load(Ordering::Relaxed);
-    Some(Flight { entry: n, number, id: *id, fingerprint, wipes })
+    Some(Flight { entry: n, number, id: *id, fingerprint })
 }
 
 /// Waits until a fetch by another process has ended, or until `until`, and tells which.
@@ -438,9 +446,11 @@ pub(crate) fn register_for_exit() {
     let process = session::process_id();
     if REGISTERED.swap(process, Ordering::Relaxed) != process {
         UNDER_WAY.store(0, Ordering::Relaxed);
-        // SAFETY: the callback never unwinds, and stays valid as a library is never unloaded.
+        // SAFETY: the callback never unwinds, and stays valid as a library is never unloaded. (Not
+        // before_shmem_exit: what PostgreSQL registers there for a while must be the latest when it takes
+        // it back, and this may come in between.)
         unsafe {
-            pg_sys::before_shmem_exit(Some(process_ends), pg_sys::Datum::from(0usize));
+            pg_sys::on_shmem_exit(Some(process_ends), pg_sys::Datum::from(0usize));
         }
     }
 }
@@ -474,10 +484,10 @@ fn end(entry: usize, number: u64, body: impl FnOnce(&mut Contents<'_>)) {
 impl Flight {
     /// Shares what the provider has answered. `is_used` tells whether somebody waited for it.
     pub(crate) fn succeed(self, key: &DataKey, times: Times, is_used: bool) {
-        let Self { entry, number, wipes, .. } = self;
+        let Self { entry, number, .. } = self;
         let due = Moment::now().after(times.time_to_live / 2);
         end(entry, number, |contents| {
-            if contents.header.wipes.load(Ordering::Relaxed) != wipes {
+            if contents.entries[entry].is_discarded {
                 return;
             }
             // SAFETY: the lock is held exclusively.
@@ -502,7 +512,13 @@ impl Flight {
     pub(crate) fn fail(self, why: &Why, retry_at: Moment) {
         let Self { entry, number, id, fingerprint, .. } = self;
         end(entry, number, |contents| {
-            contents.entries[entry].retry_at = retry_at;
+            let former = &mut contents.entries[entry];
+            former.retry_at = retry_at;
+            // A refusal ends the use of what is past its time, also if the provider can't be asked again.
+            let is_over = !former.is_fresh(Moment::now(), former.time_to_live);
+            if is_over && former.is_filled && why.is_refusal() {
+                contents.wipe(entry);
+            }
             contents.keep_failure(number, id, fingerprint, why);
         });
     }
@@ -521,7 +537,7 @@ impl Drop for Flight {
 pub(crate) fn flush() {
     let database = this_database();
     memory::exclusive(|contents| {
-        contents.wipe_all(|entry| entry.id.database == database);
+        contents.wipe_and_discard(|entry| entry.id.database == database);
         contents.forget_failures();
         contents.forget_logins();
     });
@@ -539,7 +555,7 @@ pub(super) fn wipe_other_databases(databases: &[u32]) {
 }
 
 /// Wipes the keys of this database that are not among these.
-pub(super) fn wipe_others(readable: &[EntryId]) {
+pub(super) fn wipe_others(readable: &BTreeSet<EntryId>) {
     let database = this_database();
     wipe_if_any(|entry| {
         entry.is_filled && entry.id.database == database && !readable.contains(&entry.id)
@@ -549,14 +565,24 @@ pub(super) fn wipe_others(readable: &[EntryId]) {
 /// Wipes a version that may not be used any more, whichever key it was.
 pub(crate) fn forget(key: KeyId, version: KeyVersion) {
     let unwanted = (this_database(), key.get(), version.get());
-    wipe_if_any(|entry| (entry.id.database, entry.id.key, entry.id.version) == unwanted);
+    let is_unwanted =
+        |entry: &Entry| (entry.id.database, entry.id.key, entry.id.version) == unwanted;
+    if is_any(is_unwanted) {
+        memory::exclusive(|contents| contents.wipe_and_discard(is_unwanted));
+    }
 }
 
-/// Wipes entries. Most of the time there is none to be wiped, and then nobody is kept out.
+/// Wipes entries.
 fn wipe_if_any(is_unwanted: impl Fn(&Entry) -> bool) {
-    if memory::shared(|contents| contents.entries.iter().any(&is_unwanted)) == Some(true) {
+    if is_any(&is_unwanted) {
         memory::exclusive(|contents| contents.wipe_all(is_unwanted));
     }
+}
+
+/// Whether there is such an entry. Most of the time there is none to be wiped, and then nobody needs to be kept
+/// out.
+fn is_any(is: impl Fn(&Entry) -> bool) -> bool {
+    memory::shared(|contents| contents.entries.iter().any(is)) == Some(true)
 }
 
 fn this_database() -> u32 {

@@ -35,6 +35,26 @@ pub(crate) enum Why {
     CheckValueWrong,
 }
 
+impl Why {
+    /// Whether a provider that could be asked has said that there is no such key for this server, rather than
+    /// that something is set wrong.
+    pub(super) fn is_refusal(&self) -> bool {
+        use ProviderErrorKind as Kind;
+
+        match self {
+            Self::CheckValueWrong => true,
+            Self::Provider(error) => matches!(
+                error.kind,
+                Kind::Denied
+                    | Kind::KeyMissing
+                    | Kind::VersionMissing
+                    | Kind::KeyLengthWrong
+                    | Kind::WrappedKeyInvalid
+            ),
+        }
+    }
+}
+
 /// A failure that is kept.
 #[derive(Default)]
 pub(super) struct FailureSlot {

@@ -84,7 +84,7 @@ pub(crate) fn fetch(
     }
 }
 
-/// Asks the provider, for others too if there is a `flight`.
+/// Asks the provider, which is prepared, for others too if there is a `flight`.
 pub(super) fn ask(
     providers: &mut Providers,
     key: &Key,
@@ -93,7 +93,7 @@ pub(super) fn ask(
     is_used: bool,
 ) -> Result<Fetched, Error> {
     // A panic, which is how PostgreSQL's errors pass, drops the flight, and with that gives it up.
-    let opened = providers.open(key, version);
+    let opened = providers.open_prepared(key, version);
     let result = opened.and_then(|data_key| {
         verify_check_value(key, version, &data_key)?;
         Ok(data_key)

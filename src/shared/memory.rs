@@ -37,9 +37,6 @@ pub(crate) struct Counts {
 #[derive(Default)]
 pub(super) struct Header {
     pub(super) counts: Counts,
-    /// Grows when entries are wiped because somebody wants them to be: what was being fetched then is not
-    /// kept.
-    pub(super) wipes: AtomicU64,
     /// The last number given to a fetch.
     pub(super) flights: AtomicU64,
     /// The last number given to a login.
@@ -50,8 +47,8 @@ pub(super) struct Header {
     /// The database that was visited last, and what came of it.
     visited: AtomicU32,
     outcome: AtomicU32,
-    /// When the log was last told that a key could not be fetched ahead of its expiry.
-    told: AtomicU64,
+    /// When the log was last told of something; see [`Told`].
+    told: [AtomicU64; 2],
 }
 
 /// Where everything is: made by the postmaster, and the same in all processes that it forks.
@@ -195,15 +192,23 @@ pub(super) fn visit_outcome(database: u32) -> Option<Outcome> {
     Outcome::from_number(outcome).filter(|_| visited == database)
 }
 
-/// Whether the log is to be told again, once a minute, that a key could not be fetched.
-pub(super) fn log_is_due() -> bool {
+/// What the log is told of once a minute, whichever process has something to tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Told {
+    /// A key could not be fetched ahead of its expiry.
+    NotFetchedAhead,
+    /// A key is used past its time.
+    PastTime,
+}
+
+/// Whether it is to be told now. Always, where processes share nothing.
+pub(crate) fn is_time_to_tell(what: Told) -> bool {
     let Some(header) = header() else { return true };
-    let (now, told) = (Moment::now(), header.told.load(Ordering::Relaxed));
-    let is_due = told == 0 || Moment::from_number(told).age(now) >= Duration::from_secs(60);
-    if is_due {
-        header.told.store(now.get(), Ordering::Relaxed);
-    }
-    is_due
+    let told = &header.told[what as usize];
+    let (now, last) = (Moment::now(), told.load(Ordering::Relaxed));
+    let is_due = last == 0 || Moment::from_number(last).age(now) >= Duration::from_secs(60);
+    // Of those that come at once, one tells.
+    is_due && told.compare_exchange(last, now.get(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 /// What those wait at who want the key of an entry that somebody else fetches.

@@ -29,7 +29,7 @@ use pgrx::pg_sys;
 
 use crate::{session, settings};
 
-pub(crate) use memory::{Statistics, is_there, statistics};
+pub(crate) use memory::{Statistics, Told, is_there, is_time_to_tell, statistics};
 
 /// Asks for the memory. Called once, when the library is loaded, which must be while the server starts.
 pub(crate) fn register() {

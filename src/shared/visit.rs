@@ -3,6 +3,7 @@
 //!
 //! It is the place for whatever else is to be done in each database from time to time.
 
+use std::collections::BTreeSet;
 use std::ffi::c_char;
 use std::time::Duration;
 
@@ -11,9 +12,11 @@ use pgrx::pg_sys;
 
 use super::clock::Moment;
 use super::entries::{self, EntryId};
-use super::{fetch, memory};
+use super::fetch;
+use super::memory::{self, Told};
 use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
+use crate::events::{self, Event};
 use crate::fmgr::run_callback;
 use crate::pg::{self, OnSignal};
 use crate::providers::Providers;
@@ -123,7 +126,8 @@ fn look_after_keys() -> Result<Outcome, Error> {
             versions.map(move |version| (key, version))
         })
     };
-    let ids: Vec<EntryId> = readable().map(|(key, version)| EntryId::of(key, version)).collect();
+    let ids: BTreeSet<EntryId> =
+        readable().map(|(key, version)| EntryId::of(key, version)).collect();
     entries::wipe_others(&ids);
     if found.is_empty() {
         return Ok(Outcome::Nothing);
@@ -144,13 +148,11 @@ fn look_after_keys() -> Result<Outcome, Error> {
             if error.is_outage() {
                 out_of_reach.push(&version.provider);
             }
-            if memory::log_is_due() {
-                let number = version.number;
-                pgrx::log!(
-                    "could not fetch version {number} of key \"{}\" ahead of its expiry: {}",
-                    key.name,
-                    error.message()
-                );
+            if memory::is_time_to_tell(Told::NotFetchedAhead) {
+                events::tell(&Event::NotFetchedAhead {
+                    provider: &version.provider,
+                    error: &error.message(),
+                });
             }
         }
     }

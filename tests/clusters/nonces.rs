@@ -116,6 +116,9 @@ fn backends_of_a_preloaded_library_have_salts_of_their_own() {
         .map(|_| connect(&cluster).value("SELECT substr('x'::encrypted_text::bytea, 11, 12)"))
         .collect();
     assert_eq!(salts.len(), 20);
+    // They have the keys from memory that they share, and nothing else of what they encrypt with.
+    let hits: i64 = connect(&cluster).value("SELECT hits FROM enc_stat_shared_cache");
+    assert!(hits >= 20, "{hits}");
 }
 
 /// Some sessions at once and one after the other, with literals, which take nonces as well, and in

@@ -1,7 +1,5 @@
 //! Plaintexts and keys are nowhere but where they are meant to be: on disk, in logs, in memory.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
-
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

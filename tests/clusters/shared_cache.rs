@@ -372,6 +372,22 @@ fn a_server_is_warm_when_it_has_started() {
 }
 
 #[test]
+fn without_a_place_for_workers_sessions_fetch_keys() {
+    let test = "without_a_place_for_workers_sessions_fetch_keys";
+    let describe = |builder: Builder| {
+        // The launcher has one, and that of logical replication the other.
+        builder.setting("max_worker_processes", "2").setting("encryption_ext.cache_ttl", "1")
+    };
+    let Some(store) = Store::start(test, describe) else { return };
+    for _ in 0..3 {
+        assert_eq!(store.connect().text(READ), "first");
+        thread::sleep(Duration::from_millis(1100));
+    }
+    assert_eq!(store.calls()["k 1"], 3);
+    assert_eq!(store.cluster.log().matches("max_worker_processes are running").count(), 1);
+}
+
+#[test]
 fn the_breaker_is_shared() {
     let test = "the_breaker_is_shared";
     let Some(store) = Store::start(test, |builder| builder) else { return };
@@ -437,6 +453,7 @@ fn databases_and_versions_are_kept_apart() {
     here.run("DROP DATABASE other");
 
     // A version that is rolled back, and made again with other bytes.
+    store.put("database", 1, 1);
     store.put("k", 1, 2);
     store.put("k", 2, 21);
     here.run("BEGIN; SELECT enc_rotate_key('k'); INSERT INTO t (v) VALUES ('undone'); ROLLBACK");
@@ -684,8 +701,7 @@ fn keys_go_for_want_of_room_and_without_a_shared_cache_all_is_as_before() {
     }
 }
 
-/// With a key server 20 ms away, as a new connection's first value is to take at most a millisecond more than
-/// in a connection that has the key.
+/// With a key server 20 ms away, a new connection's first value takes about what the next one does.
 #[test]
 fn the_first_value_of_a_connection_waits_for_no_provider() {
     let test = "the_first_value_of_a_connection_waits_for_no_provider";
@@ -698,18 +714,18 @@ fn the_first_value_of_a_connection_waits_for_no_provider() {
         session.batch_execute(READ).unwrap();
         started.elapsed()
     };
-    // What a connection's first statement takes without a key: PostgreSQL's own caches are empty.
-    let mut first: Vec<_> = (0..50).map(|_| timed(&mut store.connect())).collect();
-    first.sort_unstable();
-    let mut others: Vec<_> = (0..50)
+    // What PostgreSQL itself reads at a connection's first look at a table is not counted: the value is read
+    // as it is stored, and then by the same statement twice.
+    let (mut first, mut second): (Vec<_>, Vec<_>) = (0..50)
         .map(|_| {
             let mut session = store.connect();
-            session.run(READ);
-            timed(&mut session)
+            session.run("SELECT v::bytea, 1::text FROM t WHERE id = 1");
+            (timed(&mut session), timed(&mut session))
         })
-        .collect();
-    others.sort_unstable();
-    println!("first value of a connection: {:?} (median), another: {:?}", first[25], others[25]);
+        .unzip();
+    first.sort_unstable();
+    second.sort_unstable();
+    println!("first value of a connection: {:?} (median), the second: {:?}", first[25], second[25]);
     assert_eq!(store.calls(), calls);
     assert!(first[25] < Duration::from_millis(20));
 }

@@ -499,7 +499,7 @@ fn settings_are_the_administrators() {
     let bob = || setup.cluster.connect("bob", DATABASE);
     let names = admin.texts("SELECT name FROM pg_settings WHERE name LIKE 'encryption_ext.%'");
     let names: Vec<String> = names.into_iter().flatten().collect();
-    assert_eq!(names.len(), 61, "{names:?}");
+    assert_eq!(names.len(), 63, "{names:?}");
     // What everybody may change: see `penetration`.
     let free = ["encryption_ext.input", "encryption_ext.on_denied", "encryption_ext.output"];
     let open = [
@@ -511,7 +511,11 @@ fn settings_are_the_administrators() {
         "encryption_ext.provider",
         "encryption_ext.provider_connect_timeout",
         "encryption_ext.provider_timeout",
+        "encryption_ext.shared_cache_size",
+        "encryption_ext.warm_up",
     ];
+    // What nobody may change in a session: it is the server's.
+    let configured = ["encryption_ext.shared_cache_size", "encryption_ext.warm_up"];
 
     let mut session = bob();
     assert_eq!(session.text(READ), "first");
@@ -519,7 +523,8 @@ fn settings_are_the_administrators() {
         if free.contains(&name.as_str()) {
             continue;
         }
-        session.fails(&format!("SET {name} = 1"), "42501");
+        let sqlstate = if configured.contains(&name.as_str()) { "55P02" } else { "42501" };
+        session.fails(&format!("SET {name} = 1"), sqlstate);
         if open.contains(&name.as_str()) {
             session.run(&format!("SHOW {name}"));
         } else {

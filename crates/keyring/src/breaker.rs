@@ -62,7 +62,7 @@ impl Breaker {
         );
         Err(error.with_hint(
             "The next statement after that time tries again. Repair what the last failure tells of; \
-             enc_flush_cache() forgets the failures of this session.",
+             enc_flush_cache() forgets the failures (where sessions share keys, a superuser's does).",
         ))
     }
 
