@@ -117,9 +117,9 @@ unsafe fn find(scan: *mut pg_sys::ScanState, is_it: impl Fn(&[u8]) -> bool) -> O
 ///
 /// A NUL-terminated string, or a null pointer.
 unsafe fn text(name: *const std::ffi::c_char) -> String {
-    // SAFETY: the caller's promise.
-    match name.is_null() {
-        true => String::new(),
-        false => utf8_lossy(unsafe { CStr::from_ptr(name) }),
+    if name.is_null() {
+        return String::new();
     }
+    // SAFETY: the caller's promise.
+    utf8_lossy(unsafe { CStr::from_ptr(name) })
 }
