@@ -1772,13 +1772,17 @@ SELECT key.name,
                count(*) FILTER (WHERE v.state = 'destroyed') AS destroyed
           FROM encryption.key_version v WHERE v.key_id = key.key_id) states
   LEFT JOIN (
-        SELECT k.key_name,
+        SELECT v.key_id,
                min(k.scope) AS scope,
                min(k.cached_until) AS cached_until,
                min(k.usable_until) AS usable_until,
                bool_and(k.check_value_ok) AS check_value_ok,
                sum(k.encryptions)::bigint AS encryptions
-          FROM encryption.key_states() k GROUP BY k.key_name) known ON known.key_name = key.name;
+          FROM encryption.key_states() k
+          JOIN encryption.key named ON named.name = k.key_name
+          JOIN encryption.key_version v ON v.key_id = named.key_id AND v.version = k.key_version
+                                       AND v.state IN ('active', 'deprecated')
+         GROUP BY v.key_id) known ON known.key_id = key.key_id;
 COMMENT ON VIEW enc_stat_key IS 'keys: age of the active version, rotation, versions by state, what the cache has of them';
 GRANT SELECT ON enc_stat_key TO PUBLIC;
 
@@ -4668,8 +4672,8 @@ CREATE FUNCTION encryption.end_reencryption(name text, version integer) RETURNS 
 REVOKE EXECUTE ON FUNCTION encryption.rotate_if_due(integer), encryption.note_rotation_error(integer, text),
     encryption.start_reencryption(integer) FROM PUBLIC;
 
--- What is to be done. A worker that encrypts again holds an advisory lock of this class on the key's id,
--- which is gone with it however it ends.
+-- What is to be done. A worker that encrypts again holds an advisory lock of this class ("encs" in ASCII) on the
+-- key's id, which is gone with it however it ends.
 CREATE VIEW encryption.scheduled_work AS
 SELECT s.key_id,
        active.activated_at + key.rotation_period AS due_at,

@@ -150,7 +150,7 @@ impl Authorized {
 /// A version's key in the cache, and the check value that tells which key it is.
 pub(crate) struct Opened {
     material: KeyMaterial,
-    pub(crate) check_value: CheckValue,
+    check_value: CheckValue,
 }
 
 thread_local! {
