@@ -8,4 +8,4 @@ mod schedule;
 mod target;
 mod values;
 mod verify;
-mod worker;
+pub(crate) mod worker;

@@ -179,7 +179,7 @@ fn statements(order: &Order) -> Result<Vec<CString>, Error> {
 /// # Safety
 ///
 /// In a worker that has connected to a database, outside of a transaction.
-unsafe fn execute(statement: &CStr) {
+pub(crate) unsafe fn execute(statement: &CStr) {
     // SAFETY: as exec_simple_query of src/backend/tcop/postgres.c does it. The portal's memory is
     // its own; the lists live in the message context as long as it.
     unsafe {

@@ -1,14 +1,16 @@
 //! A background worker's visit of a database: it fetches the keys whose time is half over, and those that
-//! are not there yet, and wipes those that may not be used any more.
+//! are not there yet, and wipes those that may not be used any more; and it rotates the keys whose scheduled
+//! rotation is due.
 //!
 //! It is the place for whatever else is to be done in each database from time to time.
 
 use std::collections::BTreeSet;
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::time::Duration;
 
 use keyring::configured::Fingerprint;
 use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiError};
 
 use super::clock::Moment;
 use super::entries::{self, EntryId};
@@ -20,6 +22,7 @@ use crate::events::{self, Event};
 use crate::fmgr::run_callback;
 use crate::pg::{self, OnSignal};
 use crate::providers::Providers;
+use crate::rotation::worker::execute;
 use crate::{keys, settings};
 
 /// How long to wait until a provider that is out of reach is asked again: less than a breaker stays open,
@@ -107,7 +110,45 @@ fn visit(database: u32) -> Result<(), Error> {
         outcome?
     };
     memory::visit_ends(database, outcome);
+    if outcome == Outcome::Nothing {
+        return Ok(());
+    }
+    // SAFETY: outside of a transaction, in a worker that is connected.
+    unsafe {
+        if let Some(call) = call_for_due_rotations()? {
+            execute(&call);
+        }
+    }
     Ok(())
+}
+
+/// The call that rotates the keys whose scheduled rotation is due, if there are any.
+///
+/// # Safety
+///
+/// Outside of a transaction, in a worker that is connected.
+unsafe fn call_for_due_rotations() -> Result<Option<CString>, Error> {
+    const CALL: &str = "
+        SELECT pg_catalog.format('CALL %I.enc_run_due_rotations()', n.nspname)
+          FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_extension e ON e.extnamespace OPERATOR(pg_catalog.=) n.oid
+         WHERE e.extname OPERATOR(pg_catalog.=) 'encryption_ext'
+           AND NOT pg_catalog.pg_is_in_recovery()
+           AND EXISTS (SELECT FROM encryption.scheduled_work
+                        WHERE is_due OR (is_to_be_reencrypted AND NOT is_being_reencrypted))";
+    // SAFETY: the caller's promise; a transaction with a snapshot is what a query needs.
+    let call = unsafe {
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let call = Spi::get_one::<String>(CALL);
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+        call
+    };
+    match call {
+        Ok(call) => Ok(call.and_then(|call| CString::new(call).ok())),
+        Err(SpiError::InvalidPosition) => Ok(None),
+        Err(_) => Err(Error::Internal { what: "a key worker can't read the schedules" }),
+    }
 }
 
 fn look_after_keys() -> Result<Outcome, Error> {

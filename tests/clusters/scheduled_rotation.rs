@@ -59,6 +59,30 @@ fn sessions_that_call_at_once_rotate_once() {
     assert_eq!(session.text("SELECT bool_and(ok) FROM enc_verify_log()"), "t");
 }
 
+/// With the library preloaded nobody has to call.
+#[test]
+fn a_preloaded_library_rotates_by_itself() {
+    let Some(builder) = builder("a_preloaded_library_rotates_by_itself") else { return };
+    let cluster = builder
+        .setting("shared_preload_libraries", "encryption_ext")
+        .setting("encryption_ext.cache_ttl", "2s")
+        .start();
+    create_extension(&cluster, DATABASE);
+    let mut session = connect(&cluster);
+    session.run(
+        "SELECT enc_create_key('k'), enc_schedule_rotation('k', '12 hours', auto_reencrypt => true);
+         CREATE TABLE t (v encrypted_text('k'));
+         INSERT INTO t VALUES ('first')",
+    );
+    session.run(A_DAY_LATER);
+    wait_until("the key is rotated", || session.value::<i32>(VERSION) == 2);
+    wait_until("all is under the new version", || session.text(IN_TABLE) == "2");
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!((session.value::<i32>(VERSION), session.value::<i32>(VERSIONS)), (2, 2));
+    let log = "SELECT count(*)::integer FROM encryption.key_event WHERE action = 'rotate' AND reason = 'scheduled rotation'";
+    assert_eq!(session.value::<i32>(log), 1);
+}
+
 /// The provider has made the version, and the server stops before the catalog has it.
 #[test]
 fn a_server_that_is_killed_in_the_middle_rotates_once() {
