@@ -33,7 +33,7 @@ use crate::events::Event;
 use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
 use crate::shared::fetch::{self, Fetched};
-use crate::{events, log_redaction, pg, restored, session, settings, shared, types};
+use crate::{events, log_redaction, pg, restored, session, settings, shared, statistics, types};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -419,7 +419,7 @@ pub(crate) fn flush() {
             backend.in_use.clear();
             backend.digests = None;
             backend.providers = Providers::default();
-            backend.refresher = Refresher::new();
+            backend.refresher = Refresher::observed_by(statistics::asked);
         }
     });
 }
@@ -440,7 +440,7 @@ impl Backend {
             derived: DerivedCiphers::new(DERIVED_CIPHERS),
             nonces: NonceSource::new(),
             providers: Providers::default(),
-            refresher: Refresher::new(),
+            refresher: Refresher::observed_by(statistics::asked),
             usage: Usage::default(),
             knows_if_restored: false,
         }
@@ -690,7 +690,8 @@ impl Backend {
         Ok(cached)
     }
 
-    fn warn_of_use_past_time(&self, key: &Key, version: &Version, left: Duration, why: &str) {
+    fn warn_of_use_past_time(&mut self, key: &Key, version: &Version, left: Duration, why: &str) {
+        self.usage.used_past_time(key.name.id(), version.number);
         events::tell(&Event::UsedPastTime {
             key: &key.name,
             version: version.number,

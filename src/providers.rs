@@ -18,7 +18,7 @@ use crate::errors::Error;
 use crate::events::{self, Event};
 use crate::shared::failures::{self, MISSING};
 use crate::shared::logins;
-use crate::{settings, shared};
+use crate::{settings, shared, statistics};
 
 /// This backend's providers, by name.
 #[derive(Default)]
@@ -105,7 +105,9 @@ impl Providers {
         let made = self.made(name, failed)?;
         made.admit().map_err(failed)?;
         let before = made.breaker();
+        let started = Instant::now();
         let result = made.with_shared_login(call);
+        statistics::asked(name, started.elapsed(), result.as_ref().err().map(|error| error.kind));
         made.record(&result);
         events::asked(name, &before, &made.breaker());
         if keyring::logins::take() > 0 {
@@ -133,6 +135,16 @@ impl Providers {
             }
             _ => self.made.get(name).map(Made::breaker),
         }
+    }
+
+    /// When the login that is known at the provider with this name and settings ends; `None` if there is
+    /// none, or none that ends.
+    pub(crate) fn login_ends(&self, name: &str, configured: &Configured) -> Option<Instant> {
+        if shared::is_there() {
+            return logins::ends(configured.fingerprint());
+        }
+        let login = self.made.get(name)?.provider.login()?;
+        login.began.checked_add(login.length?)
     }
 
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
