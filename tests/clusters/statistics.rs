@@ -69,7 +69,9 @@ fn all_sessions_and_workers_are_counted_exactly() {
             }
         })
     });
-    readers.map(|reader| reader.join().unwrap());
+    for reader in readers {
+        reader.join().unwrap();
+    }
     assert_eq!(counted(&mut monitor), [1100, 10_000, 0, 0, 0, 0]);
 
     // A query in parallel; a transaction that is rolled back, as what it did was done.

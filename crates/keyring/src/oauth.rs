@@ -427,7 +427,7 @@ mod tests {
         let seconds = |body: &str| {
             let token = AccessToken::from_answer(body.as_bytes())?;
             assert_eq!(token.text(), "t.1");
-            let left = |expiry: Expiry| (expiry.end - Instant::now()).as_secs_f32().round();
+            let left = |expiry: Expiry| (expiry.end() - Instant::now()).as_secs_f32().round();
             Some(token.expires.map(left))
         };
         assert_eq!(seconds(r#"{"access_token":"t.1","expires_in":3600}"#), Some(Some(3600.0)));

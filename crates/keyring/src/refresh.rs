@@ -439,6 +439,27 @@ mod tests {
         panic!("no outage was told");
     }
 
+    #[test]
+    fn an_observer_is_told_of_each_request() {
+        static SEEN: Mutex<Vec<(String, Option<ProviderErrorKind>)>> = Mutex::new(Vec::new());
+
+        fn observe(provider: &str, took: Duration, error: Option<ProviderErrorKind>) {
+            assert!(took < Duration::from_secs(60));
+            SEEN.lock().unwrap().push((provider.to_owned(), error));
+        }
+
+        let fixture = Fixture::new();
+        let mut refresher = Refresher::observed_by(observe);
+        refresher.plan(fixture.planned(Duration::ZERO, true));
+        assert!(results(&refresher).remove(0).result.is_ok());
+        fs_remove(&fixture);
+        refresher.plan(fixture.planned(Duration::ZERO, true));
+        assert!(results(&refresher).remove(0).result.is_err());
+        let provider = || "file".to_owned();
+        let expected = [(provider(), None), (provider(), Some(ProviderErrorKind::KeyringMissing))];
+        assert_eq!(*SEEN.lock().unwrap(), expected);
+    }
+
     fn fs_remove(fixture: &Fixture) {
         std::fs::remove_file(fixture.folder.path().join("keyring")).unwrap();
     }
