@@ -1724,10 +1724,74 @@ SELECT key_name,
  ORDER BY key_name, key_version;
 COMMENT ON VIEW enc_stat_cache_keys IS 'the key versions that this session holds';
 
--- What is known here of versions of keys beside the catalog. scope says where: in this backend alone.
+-- What was counted since the server was started, or since this backend was if the library isn't preloaded:
+-- scope says which. Nothing of it is read from a table or a provider, so it works on a standby, too.
+CREATE FUNCTION encryption.value_statistics(
+    OUT datid oid, OUT scope text, OUT encrypted bigint, OUT decrypted bigint, OUT compared bigint,
+    OUT decrypt_failures bigint, OUT denials bigint, OUT served_past_expiry bigint, OUT stats_reset timestamptz)
+    RETURNS SETOF record
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_value_statistics';
+
+CREATE VIEW enc_stat AS
+SELECT counted.datid,
+       database.datname,
+       counted.scope,
+       counted.encrypted,
+       counted.decrypted,
+       counted.compared,
+       counted.decrypt_failures,
+       counted.denials,
+       counted.served_past_expiry,
+       counted.stats_reset
+  FROM encryption.value_statistics() counted
+  LEFT JOIN pg_database database ON database.oid = counted.datid
+ ORDER BY counted.datid;
+COMMENT ON VIEW enc_stat IS 'values that were encrypted and decrypted, failures and denials, a row for each database';
+GRANT SELECT ON enc_stat TO PUBLIC;
+
+CREATE FUNCTION enc_stat_reset() RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION enc_stat_reset() IS
+    'sets what enc_stat and enc_stat_provider have counted in this database to zero';
+-- As pg_stat_reset().
+REVOKE EXECUTE ON FUNCTION enc_stat_reset() FROM PUBLIC;
+
+-- Requests to the providers that are in use in this database. Each number in request_counts is of requests that
+-- took no longer than the number of seconds at the same place in request_bounds.
+CREATE FUNCTION encryption.provider_statistics(
+    OUT provider text, OUT scope text, OUT reachable boolean, OUT breaker text, OUT requests bigint,
+    OUT errors bigint, OUT errors_unreachable bigint, OUT errors_timed_out bigint, OUT errors_throttled bigint,
+    OUT errors_login bigint, OUT errors_denied bigint, OUT errors_not_found bigint, OUT errors_invalid bigint,
+    OUT errors_other bigint, OUT request_seconds double precision, OUT request_bounds double precision[],
+    OUT request_counts bigint[], OUT last_success timestamptz, OUT last_failure timestamptz,
+    OUT token_expires timestamptz, OUT stats_reset timestamptz)
+    RETURNS SETOF record
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_provider_statistics';
+-- It tells when the server can be without its keys.
+REVOKE EXECUTE ON FUNCTION encryption.provider_statistics() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION encryption.provider_statistics() TO pg_monitor;
+
+CREATE VIEW enc_stat_provider AS
+SELECT provider, scope, reachable, breaker, requests, errors, errors_unreachable, errors_timed_out,
+       errors_throttled, errors_login, errors_denied, errors_not_found, errors_invalid, errors_other,
+       request_seconds, last_success, last_failure, token_expires, stats_reset
+  FROM encryption.provider_statistics();
+COMMENT ON VIEW enc_stat_provider IS 'providers of keys: whether they can be reached, requests, errors, the end of logins';
+
+CREATE VIEW enc_stat_provider_request_time AS
+SELECT p.provider, bucket.le, bucket.count
+  FROM encryption.provider_statistics() p
+ CROSS JOIN LATERAL unnest(p.request_bounds, p.request_counts) AS bucket (le, count);
+COMMENT ON VIEW enc_stat_provider_request_time IS
+    'how long requests to providers took: how many took no longer than le seconds';
+GRANT SELECT ON enc_stat_provider, enc_stat_provider_request_time TO pg_monitor;
+
+-- What is known of versions of keys beside the catalog. scope says of whose copies of them: those that all
+-- sessions share, or this session's alone. Encryptions are counted as in enc_stat, since the time that is told.
 CREATE FUNCTION encryption.key_states(
     OUT key_name text, OUT key_version integer, OUT scope text, OUT cached_until timestamptz,
-    OUT usable_until timestamptz, OUT check_value_ok boolean, OUT encryptions bigint)
+    OUT usable_until timestamptz, OUT check_value_ok boolean, OUT encryptions bigint,
+    OUT counted_since timestamptz)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_key_states';
 
@@ -1757,11 +1821,12 @@ SELECT key.name,
        states.deprecated AS deprecated_versions,
        states.disabled AS disabled_versions,
        states.destroyed AS destroyed_versions,
-       coalesce(known.scope, 'backend') AS scope,
+       known.scope,
        known.cached_until,
        known.usable_until,
        known.check_value_ok,
-       known.encryptions
+       known.encryptions,
+       known.encryptions_since
   FROM encryption.key
   LEFT JOIN encryption.key_version active ON active.key_id = key.key_id AND active.state = 'active'
  CROSS JOIN LATERAL (
@@ -1777,7 +1842,8 @@ SELECT key.name,
                min(k.cached_until) AS cached_until,
                min(k.usable_until) AS usable_until,
                bool_and(k.check_value_ok) AS check_value_ok,
-               sum(k.encryptions)::bigint AS encryptions
+               min(k.encryptions) FILTER (WHERE v.state = 'active') AS encryptions,
+               min(greatest(v.created_at, k.counted_since)) FILTER (WHERE v.state = 'active') AS encryptions_since
           FROM encryption.key_states() k
           JOIN encryption.key named ON named.name = k.key_name
           JOIN encryption.key_version v ON v.key_id = named.key_id AND v.version = k.key_version
@@ -5198,12 +5264,14 @@ SELECT 'active_version', s.name,
 UNION ALL
 SELECT 'check_value', s.name,
        CASE WHEN s.check_value_ok THEN 'ok' WHEN NOT s.check_value_ok THEN 'critical' ELSE 'ok' END,
-       CASE WHEN s.check_value_ok THEN 'the provider has the right key, as far as this session has fetched it'
+       CASE WHEN s.check_value_ok
+            THEN format('the provider has the right key, as far as this %s has fetched it',
+                        CASE s.scope WHEN 'server' THEN 'server' ELSE 'session' END)
             WHEN NOT s.check_value_ok
             THEN format('the provider has another key in place of version(s) %s',
                         (SELECT string_agg(k.key_version::text, ', ' ORDER BY k.key_version) FROM known k
                           WHERE k.key_name = s.name AND NOT k.check_value_ok))
-            ELSE 'not fetched by this session' END,
+            ELSE format('not fetched by this %s', CASE s.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
        CASE WHEN NOT s.check_value_ok
             THEN format('See that nobody wrote over the key and that the provider is the right one: SELECT * FROM enc_check_key(%L);', s.name) END
   FROM stat s

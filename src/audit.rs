@@ -7,6 +7,7 @@
 //! A statement is what the client sent, with all that its functions execute. What is counted is kept with
 //! the backend's keys (`keys.rs`), and written when the statement ends, the next one begins or the
 //! transaction ends, whichever is first; by an error it ends, too. A parallel worker writes its own lines.
+//! Then it is added to the statistics (`statistics/`), too, whatever is audited.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -19,7 +20,7 @@ use serde::Serialize;
 
 use crate::catalog::{Key, Privilege, invalidation};
 use crate::fmgr::server_log;
-use crate::{access, events, keys, pg, session, settings};
+use crate::{access, events, keys, pg, session, settings, statistics};
 
 /// What every line of the audit begins with.
 const PREFIX: &str = "encryption_ext audit: ";
@@ -104,8 +105,16 @@ pub(crate) struct Usage {
     /// The one that was counted in last. Columns come in the same order row by row.
     last: usize,
     denials: Vec<Denial>,
+    past_time: PastTime,
     names: Names,
     told: Told,
+}
+
+/// The versions that a statement uses past their time, since their provider is out of reach.
+#[derive(Default)]
+struct PastTime {
+    statement: i64,
+    versions: Vec<(KeyId, KeyVersion)>,
 }
 
 /// Values under one version of a key, used with the rights of one role.
@@ -137,6 +146,7 @@ impl Default for Usage {
             slots: Vec::new(),
             last: 0,
             denials: Vec::new(),
+            past_time: PastTime::default(),
             names: Names::default(),
             told: Told::default(),
         }
@@ -217,6 +227,15 @@ impl Usage {
         events::tell(&events::Event::Denied { denial: &denial });
     }
 
+    /// Takes notice that the present statement uses a version past its time.
+    pub(crate) fn used_past_time(&mut self, key_id: KeyId, version: KeyVersion) {
+        let statement = pg::statement_start();
+        if self.past_time.statement != statement {
+            self.past_time = PastTime { statement, versions: Vec::new() };
+        }
+        self.past_time.versions.push((key_id, version));
+    }
+
     /// Writes what was counted, and counts anew.
     pub(crate) fn write(&mut self) {
         if self.slots.is_empty() && self.denials.is_empty() {
@@ -224,6 +243,7 @@ impl Usage {
         }
         self.last = 0;
         let (slots, denials) = (std::mem::take(&mut self.slots), std::mem::take(&mut self.denials));
+        self.add_to_statistics(&slots, &denials);
         let level = settings::audit();
         if level >= Level::Access {
             self.write_access(&slots);
@@ -241,6 +261,37 @@ impl Usage {
                 });
             }
         }
+    }
+
+    fn add_to_statistics(&self, slots: &[Slot], denials: &[Denial]) {
+        let mut values = statistics::Values {
+            denials: denials.iter().map(|denial| denial.attempts).sum(),
+            ..Default::default()
+        };
+        for slot in slots {
+            let [decrypted, compared, encrypted] = slot.counts;
+            if let Some(version) = slot.key.version(slot.version) {
+                let id =
+                    statistics::VersionId::new(slot.key_id, slot.version, &version.check_value);
+                statistics::add_encryptions(id, encrypted);
+            }
+            // The database key protects literals and parameters on their way, and no column.
+            if slot.key.is_database_key() {
+                continue;
+            }
+            values.decrypted += decrypted;
+            values.compared += compared;
+            values.encrypted += encrypted;
+            if self.is_past_time(slot) {
+                values.served_past_expiry += decrypted + compared + encrypted;
+            }
+        }
+        statistics::add(values);
+    }
+
+    fn is_past_time(&self, slot: &Slot) -> bool {
+        self.past_time.statement == self.statement
+            && self.past_time.versions.contains(&(slot.key_id, slot.version))
     }
 
     fn write_access(&self, slots: &[Slot]) {

@@ -34,7 +34,7 @@ use crate::mask::Mask;
 use crate::providers::{Providers, version_id};
 use crate::shared::Told;
 use crate::shared::fetch::{self, Fetched};
-use crate::{events, log_redaction, pg, restored, session, settings, shared, types};
+use crate::{events, log_redaction, pg, restored, session, settings, shared, statistics, types};
 
 /// How many derived ciphers a backend keeps: one for each session that wrote the values it reads,
 /// at some 400 bytes each.
@@ -420,7 +420,7 @@ pub(crate) fn flush() {
             backend.in_use.clear();
             backend.digests = None;
             backend.providers = Providers::default();
-            backend.refresher = Refresher::new();
+            backend.refresher = Refresher::observed_by(statistics::asked);
         }
     });
 }
@@ -441,7 +441,7 @@ impl Backend {
             derived: DerivedCiphers::new(DERIVED_CIPHERS),
             nonces: NonceSource::new(),
             providers: Providers::default(),
-            refresher: Refresher::new(),
+            refresher: Refresher::observed_by(statistics::asked),
             usage: Usage::default(),
             knows_if_restored: false,
         }
@@ -691,7 +691,8 @@ impl Backend {
         Ok(cached)
     }
 
-    fn warn_of_use_past_time(&self, key: &Key, version: &Version, left: Duration, why: &str) {
+    fn warn_of_use_past_time(&mut self, key: &Key, version: &Version, left: Duration, why: &str) {
+        self.usage.used_past_time(key.name.id(), version.number);
         if !shared::is_time_to_tell(Told::PastTime) {
             return;
         }

@@ -28,6 +28,7 @@ mod session;
 mod settings;
 mod shared;
 mod statement;
+mod statistics;
 mod types;
 mod value;
 mod varlena;
@@ -58,6 +59,7 @@ extern "C-unwind" fn _PG_init() {
             operators::register();
             if session::is_preloading() {
                 shared::register();
+                statistics::register();
             }
             Ok(())
         });

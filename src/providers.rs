@@ -18,7 +18,7 @@ use crate::errors::Error;
 use crate::events::{self, Event};
 use crate::shared::failures::{self, MISSING};
 use crate::shared::logins;
-use crate::{settings, shared};
+use crate::{settings, shared, statistics};
 
 /// This backend's providers, by name.
 #[derive(Default)]
@@ -120,6 +120,16 @@ impl Providers {
             }
             _ => self.made.get(name).map(Made::breaker),
         }
+    }
+
+    /// When the login that is known at the provider with this name and settings ends; `None` if there is
+    /// none, or none that ends.
+    pub(crate) fn login_ends(&self, name: &str, configured: &Configured) -> Option<Instant> {
+        if shared::is_there() {
+            return logins::ends(configured.fingerprint());
+        }
+        let login = self.made.get(name)?.provider.login()?;
+        login.began.checked_add(login.length?)
     }
 
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
@@ -242,7 +252,10 @@ impl Made {
     ) -> Result<T, ProviderError> {
         self.admit()?;
         let before = self.breaker();
+        let started = Instant::now();
         let result = self.with_shared_login(call);
+        let failure = result.as_ref().err().map(|error| error.kind);
+        statistics::asked(&self.name, started.elapsed(), failure);
         self.record(&result);
         events::asked(&self.name, &before, &self.breaker());
         if keyring::logins::take() > 0 {

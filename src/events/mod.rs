@@ -18,7 +18,7 @@ use pgrx::pg_sys;
 
 use crate::catalog::{Key, Version};
 use crate::errors::encode_sqlstate;
-use crate::fmgr;
+use crate::{fmgr, statistics};
 
 /// What has happened.
 pub(crate) enum Event<'a> {
@@ -255,6 +255,7 @@ pub(crate) fn wrong_check_values() -> Vec<(KeyName, KeyVersion)> {
 
 /// Tells of a value that was altered since it was encrypted, and where it is, if that can be known.
 pub(crate) fn value_not_authentic(key: &KeyName, value: &Sealed<'_>) {
+    statistics::decrypt_failed();
     let what =
         format!("it fails authentication under version {} of key \"{key}\"", value.key_version());
     let is_it = |stored: &[u8]| Sealed::parse(stored).is_ok_and(|stored| stored == *value);
@@ -263,6 +264,7 @@ pub(crate) fn value_not_authentic(key: &KeyName, value: &Sealed<'_>) {
 
 /// Tells of bytes in place of a value, and where they are, if that can be known.
 pub(crate) fn not_a_value(bytes: &[u8], error: FormatError) {
+    statistics::decrypt_failed();
     let place = place::of(|stored| stored == bytes);
     tell(&Event::ValueDamaged { what: &error.to_string(), place: &place });
 }

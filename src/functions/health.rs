@@ -1,5 +1,5 @@
-//! What this process knows, without asking a provider, of the keys and providers that `enc_stat_key` and
-//! `enc_health` show.
+//! What is known, without asking a provider, of the keys and providers that `enc_stat_key`, `enc_stat_provider`
+//! and `enc_health` show.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,55 +9,143 @@ use keyring::breaker::Breaker;
 use keyring::provider::ProviderErrorKind;
 use pgrx::{IntoDatum, pg_sys};
 
-use super::providers::providers_in_use;
-use super::rows::{Row, return_rows};
+use super::providers::{all_keys, providers_in_use};
+use super::rows::return_rows;
+use crate::catalog::{Key, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
+use crate::shared::entries::{self, EntryId, Times};
+use crate::statistics::VersionId;
 use crate::varlena::text_datum;
-use crate::{events, keys, settings};
+use crate::{events, keys, shared, statistics};
 
-/// Where this is known: in this process alone.
-const SCOPE: &str = "backend";
-
-/// What is known of a version.
-#[derive(Default)]
-struct Known {
-    /// How long it may be used without its provider, and while that is out of reach.
-    cached: Option<(pg_sys::TimestampTz, pg_sys::TimestampTz)>,
-    is_right: bool,
+/// Where something is known: in all processes of the server, or in this one alone.
+pub(super) fn scope(is_shared: bool) -> Result<Option<pg_sys::Datum>, Error> {
+    text(Some(if is_shared { "server" } else { "backend" }))
 }
 
 sql_function! {
     /// `encryption.key_states() RETURNS SETOF record`
     fn encryption_key_states(call) {
         let clock = Clock::now();
-        let mut known: BTreeMap<(KeyName, KeyVersion), Known> = BTreeMap::new();
-        keys::with_cache(|cache| {
-            for entry in cache.entries() {
-                let until = |period| clock.at(entry.fetched_at, period);
-                let cached = (until(settings::cache_ttl()), until(keys::longest_use()));
-                let known = known.entry((entry.name.clone(), entry.version)).or_default();
-                *known = Known { cached: Some(cached), is_right: true };
+        let own = OwnCache::read()?;
+        let counted_since = statistics::began();
+        let mut rows = Vec::new();
+        for key in all_keys()? {
+            for version in &key.versions {
+                let known = Known::of(&key, version, &own);
+                let until = |period: fn(&Times) -> Duration| {
+                    let held = known.held.as_ref();
+                    held.map(|(age, times)| pg_sys::Datum::from(clock.ago(*age, period(times))))
+                };
+                let id = VersionId::new(key.name.id(), version.number, &version.check_value);
+                rows.push(vec![
+                    text(Some(key.name.as_str()))?,
+                    Some(pg_sys::Datum::from(version.number.get() as i32)),
+                    scope(shared::is_there())?,
+                    until(|times| times.time_to_live),
+                    until(|times| times.longest_use),
+                    known.is_right.map(pg_sys::Datum::from),
+                    statistics::encryptions(id).and_then(super::statistics::count),
+                    Some(pg_sys::Datum::from(counted_since)),
+                ]);
             }
-            Ok(())
-        })?;
-        for version in events::wrong_check_values() {
-            known.entry(version).or_default().is_right = false;
         }
-        let row = |((name, version), known): ((KeyName, KeyVersion), Known)| -> Result<Row, Error> {
-            Ok(vec![
-                Some(text_datum(name.as_str().as_bytes())?),
-                Some(pg_sys::Datum::from(version.get() as i32)),
-                Some(text_datum(SCOPE.as_bytes())?),
-                known.cached.map(|(cached, _)| pg_sys::Datum::from(cached)),
-                known.cached.map(|(_, usable)| pg_sys::Datum::from(usable)),
-                Some(pg_sys::Datum::from(known.is_right)),
-                // Nobody counts them yet.
-                None,
-            ])
-        };
-        let rows = known.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
         return_rows(call, &rows)
+    }
+}
+
+/// What is known of a version's key: of that which sessions share, or else of this session's own.
+struct Known {
+    /// How long ago it was fetched, and how long it may be used since then.
+    held: Option<(Duration, Times)>,
+    is_right: Option<bool>,
+}
+
+impl Known {
+    fn of(key: &Key, version: &Version, own: &OwnCache) -> Self {
+        let shared = entries::state(&EntryId::of(key, version));
+        if shared.held.is_some() {
+            return Self { held: shared.held, is_right: shared.is_right };
+        }
+        let name = (key.name.clone(), version.number);
+        let fetched_at = own.fetched_at.get(&name);
+        let held = fetched_at.map(|at| (at.elapsed(), shared::fetch::times()));
+        let own_is_right = match own.wrong.contains(&name) {
+            true => Some(false),
+            false => held.is_some().then_some(true),
+        };
+        Self { held, is_right: shared.is_right.or(own_is_right) }
+    }
+}
+
+/// What this session has fetched.
+struct OwnCache {
+    fetched_at: BTreeMap<(KeyName, KeyVersion), Instant>,
+    wrong: Vec<(KeyName, KeyVersion)>,
+}
+
+impl OwnCache {
+    fn read() -> Result<Self, Error> {
+        let fetched_at = keys::with_cache(|cache| {
+            let entries = cache.entries();
+            Ok(entries.map(|e| ((e.name.clone(), e.version), e.fetched_at)).collect())
+        })?;
+        Ok(Self { fetched_at, wrong: events::wrong_check_values() })
+    }
+}
+
+sql_function! {
+    /// `encryption.provider_statistics() RETURNS SETOF record`
+    fn encryption_provider_statistics(call) {
+        let clock = Clock::now();
+        let mut rows = Vec::new();
+        for name in providers_in_use().unwrap_or_default() {
+            rows.push(keys::with_providers(|providers| {
+                let failed = |error| Error::Provider { provider: name.clone(), key: None, error };
+                let configured = providers.configured(&name, failed).ok();
+                let breaker = providers.breaker(&name, configured.as_ref());
+                let login_ends =
+                    configured.and_then(|configured| providers.login_ends(&name, &configured));
+                let counted = statistics::provider(&name);
+                let is_counted = counted.is_some();
+                let counted = counted.unwrap_or_default();
+                let number = |number: u64| {
+                    is_counted.then(|| super::statistics::count(number)).flatten()
+                };
+                let bounds = statistics::BOUNDS.iter().map(Duration::as_secs_f64);
+                let buckets = counted.buckets.iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX));
+                let mut row = vec![
+                    text(Some(&name))?,
+                    scope(statistics::is_shared())?,
+                    counted.is_reachable.map(pg_sys::Datum::from),
+                    text(Some(breaker_state(breaker.as_ref())))?,
+                    number(counted.requests()),
+                    number(counted.errors.iter().sum()),
+                ];
+                row.extend(counted.errors.map(number));
+                row.extend([
+                    (counted.microseconds as f64 / 1e6).into_datum().filter(|_| is_counted),
+                    bounds.chain([f64::INFINITY]).collect::<Vec<_>>().into_datum(),
+                    is_counted.then(|| buckets.collect::<Vec<_>>().into_datum()).flatten(),
+                    counted.last_success.map(pg_sys::Datum::from),
+                    counted.last_failure.map(pg_sys::Datum::from),
+                    login_ends.map(|end| pg_sys::Datum::from(clock.of(end))),
+                    is_counted.then(|| pg_sys::Datum::from(counted.reset_at)),
+                ]);
+                Ok(row)
+            })?);
+        }
+        return_rows(call, &rows)
+    }
+}
+
+fn breaker_state(breaker: Option<&Breaker>) -> &'static str {
+    let now = Instant::now();
+    match breaker {
+        Some(breaker) if breaker.is_open(now) => "open",
+        Some(breaker) if breaker.is_on_trial(now) => "half-open",
+        _ => "closed",
     }
 }
 
@@ -88,7 +176,7 @@ sql_function! {
                     )),
                     Some(pg_sys::Datum::from(login_failed)),
                     text(failure.map(|(_, error)| error.message.as_str()))?,
-                    failure.map(|(at, _)| pg_sys::Datum::from(clock.at(*at, Duration::ZERO))),
+                    failure.map(|(at, _)| pg_sys::Datum::from(clock.of(*at))),
                 ])
             })?);
         }
@@ -112,11 +200,16 @@ impl Clock {
         Self { instant: Instant::now(), time: unsafe { pg_sys::GetCurrentTimestamp() } }
     }
 
-    /// The time of a moment that is over, and a period later.
-    fn at(&self, moment: Instant, later: Duration) -> pg_sys::TimestampTz {
+    /// The time of a moment that is over, or to come.
+    fn of(&self, moment: Instant) -> pg_sys::TimestampTz {
+        let ago = self.instant.saturating_duration_since(moment);
+        self.ago(ago, moment.saturating_duration_since(self.instant))
+    }
+
+    /// The time so long ago, and a period later.
+    fn ago(&self, ago: Duration, later: Duration) -> pg_sys::TimestampTz {
         let microseconds =
             |period: Duration| i64::try_from(period.as_micros()).unwrap_or(i64::MAX / 4);
-        let ago = self.instant.saturating_duration_since(moment);
         self.time - microseconds(ago) + microseconds(later)
     }
 }

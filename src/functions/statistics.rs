@@ -1,16 +1,48 @@
-//! What this session holds of keys. No key bytes.
+//! What was counted, and what this session holds of keys. No key bytes.
 
 use std::time::Instant;
 
 use keyring::secret;
 use pgrx::{IntoDatum, pg_sys};
 
+use super::health::scope;
 use super::rows::{Row, return_rows};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::types::armored;
 use crate::varlena::text_datum;
-use crate::{keys, shared};
+use crate::{keys, shared, statistics};
+
+sql_function! {
+    /// `encryption.value_statistics() RETURNS SETOF record`: a row of the view `enc_stat` for each database.
+    fn encryption_value_statistics(call) {
+        let row = |counted: statistics::DatabaseStatistics| -> Result<Row, Error> {
+            let statistics::Values { encrypted, decrypted, compared, served_past_expiry, denials } =
+                counted.values;
+            Ok(vec![
+                Some(pg_sys::Datum::from(counted.database)),
+                scope(statistics::is_shared())?,
+                count(encrypted),
+                count(decrypted),
+                count(compared),
+                count(counted.decrypt_failures),
+                count(denials),
+                count(served_past_expiry),
+                Some(pg_sys::Datum::from(counted.reset_at)),
+            ])
+        };
+        let rows = statistics::databases().into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
+        return_rows(call, &rows)
+    }
+}
+
+sql_function! {
+    /// `enc_stat_reset() RETURNS void`
+    fn enc_stat_reset(_call) {
+        statistics::reset();
+        Ok(pg_sys::Datum::from(0usize))
+    }
+}
 
 sql_function! {
     /// `encryption.cache_statistics() RETURNS SETOF record`: the row of the view `enc_stat_cache`.
@@ -87,7 +119,7 @@ sql_function! {
     }
 }
 
-fn count(number: impl TryInto<i64>) -> Option<pg_sys::Datum> {
+pub(super) fn count(number: impl TryInto<i64>) -> Option<pg_sys::Datum> {
     number.try_into().unwrap_or(i64::MAX).into_datum()
 }
 

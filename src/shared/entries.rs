@@ -76,6 +76,15 @@ pub(crate) struct Times {
     pub(crate) longest_use: Duration,
 }
 
+/// What is known of a version's key, for monitoring.
+#[derive(Default)]
+pub(crate) struct State {
+    /// If it is here: how long ago it was fetched, and how long it may be used since then.
+    pub(crate) held: Option<(Duration, Times)>,
+    /// Whether what its provider returned last was the right key.
+    pub(crate) is_right: Option<bool>,
+}
+
 /// What there is to do for a key.
 pub(crate) enum Next {
     /// It is here.
@@ -274,6 +283,25 @@ pub(crate) fn get_or_fetch(
             }
         }
     }
+}
+
+/// What is known of a version's key, without using it.
+pub(crate) fn state(id: &EntryId) -> State {
+    let state = memory::shared(|contents| {
+        let entry = contents.find(id).map(|n| &contents.entries[n]).filter(|e| e.is_filled);
+        let held = entry.map(|entry| {
+            let Entry { time_to_live, longest_use, .. } = *entry;
+            (entry.fetched_at.age(Moment::now()), Times { time_to_live, longest_use })
+        });
+        let is_right = match (entry, contents.wrong_key_seen(id)) {
+            (Some(entry), Some(wrong)) => Some(entry.fetched_at > wrong),
+            (Some(_), None) => Some(true),
+            (None, Some(_)) => Some(false),
+            (None, None) => None,
+        };
+        State { held, is_right }
+    });
+    state.unwrap_or_default()
 }
 
 /// Begins a fetch that nobody has asked for yet, unless one is under way, or no place is free.

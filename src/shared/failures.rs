@@ -183,6 +183,13 @@ impl Contents<'_> {
         Some(slot.error.get())
     }
 
+    /// When a provider had another key in place of a version last, as far as that is still known.
+    pub(super) fn wrong_key_seen(&self, id: &EntryId) -> Option<Moment> {
+        let of_it =
+            |slot: &&FailureSlot| slot.flight != 0 && slot.id == *id && slot.error.kind.is_none();
+        self.failures.iter().filter(of_it).map(|slot| slot.at).max()
+    }
+
     /// Forgets all failures and breakers.
     pub(super) fn forget_failures(&mut self) {
         self.failures.fill_with(FailureSlot::default);

@@ -6,7 +6,7 @@
 //! refused logs in again, as without sharing, and shares the new login.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyring::configured::Fingerprint;
 use keyring::provider::Login;
@@ -66,6 +66,15 @@ pub(crate) fn get(fingerprint: Fingerprint, known: u64) -> Option<(u64, Login)> 
         let token = Zeroizing::new(std::str::from_utf8(&token).ok()?.to_owned());
         let (length, is_renewable) = (slot.length, slot.is_renewable);
         Some((slot.number, Login { token, began: slot.began.instant()?, length, is_renewable }))
+    })
+    .flatten()
+}
+
+/// When the login of these settings ends; `None` if there is none, or none that ends.
+pub(crate) fn ends(fingerprint: Fingerprint) -> Option<Instant> {
+    memory::shared(|contents| {
+        let slot = &contents.logins[contents.login_of(fingerprint)?];
+        slot.began.instant()?.checked_add(slot.length?)
     })
     .flatten()
 }

@@ -87,6 +87,10 @@ pub struct Outages {
     pub error: ProviderError,
 }
 
+/// Is told of each request: the provider's name, how long it took, and the kind of its error. Called in the
+/// thread.
+pub type Observer = fn(&str, Duration, Option<ProviderErrorKind>);
+
 /// The thread, and what it shares with the process.
 pub struct Refresher {
     shared: Arc<Shared>,
@@ -100,6 +104,7 @@ struct Shared {
     /// Whether something waits to be taken: so that looking costs no lock.
     has_results: AtomicBool,
     is_closed: AtomicBool,
+    observer: Option<Observer>,
 }
 
 #[derive(Default)]
@@ -114,6 +119,13 @@ impl Refresher {
     #[must_use]
     pub fn new() -> Self {
         Self { shared: Arc::default(), is_started: false }
+    }
+
+    /// The same, which tells `observer` of each request.
+    #[must_use]
+    pub fn observed_by(observer: Observer) -> Self {
+        let shared = Shared { observer: Some(observer), ..Shared::default() };
+        Self { shared: Arc::new(shared), is_started: false }
     }
 
     /// Has a version fetched again when it is due, in place of an earlier plan for it. If there can be
@@ -214,7 +226,12 @@ impl Shared {
                 }
             };
             let result = made.and_then(|(configured, mut provider)| {
+                let started = Instant::now();
                 let result = open(&mut *provider, &planned);
+                if let Some(observer) = self.observer {
+                    let error = result.as_ref().err().map(|error| error.kind);
+                    observer(&planned.provider, started.elapsed(), error);
+                }
                 providers.insert(planned.provider.clone(), (configured, provider));
                 result
             });
@@ -420,6 +437,27 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         panic!("no outage was told");
+    }
+
+    #[test]
+    fn an_observer_is_told_of_each_request() {
+        static SEEN: Mutex<Vec<(String, Option<ProviderErrorKind>)>> = Mutex::new(Vec::new());
+
+        fn observe(provider: &str, took: Duration, error: Option<ProviderErrorKind>) {
+            assert!(took < Duration::from_secs(60));
+            SEEN.lock().unwrap().push((provider.to_owned(), error));
+        }
+
+        let fixture = Fixture::new();
+        let mut refresher = Refresher::observed_by(observe);
+        refresher.plan(fixture.planned(Duration::ZERO, true));
+        assert!(results(&refresher).remove(0).result.is_ok());
+        fs_remove(&fixture);
+        refresher.plan(fixture.planned(Duration::ZERO, true));
+        assert!(results(&refresher).remove(0).result.is_err());
+        let provider = || "file".to_owned();
+        let expected = [(provider(), None), (provider(), Some(ProviderErrorKind::KeyringMissing))];
+        assert_eq!(*SEEN.lock().unwrap(), expected);
     }
 
     fn fs_remove(fixture: &Fixture) {
