@@ -15,7 +15,8 @@ PARALLEL = ("SET max_parallel_workers_per_gather = 2", "SET min_parallel_table_s
 
 ORDER_BY = "SELECT v FROM {table} ORDER BY v OFFSET {rows}"
 DISTINCT = "SELECT count(*) FROM (SELECT DISTINCT v FROM {table}) AS d"
-JOIN = "SELECT count(*) FROM {table} JOIN few_{table} USING (v)"
+JOIN = "SELECT count(*) FROM {table} JOIN other_{table} USING (v)"
+JOIN_FEW = "SELECT count(*) FROM {table} JOIN few_{table} USING (v)"
 COUNT = "SELECT count(*) FROM {table} WHERE v = 'nobody'"
 
 # Row, statement, what is set before, and what its plan must have.
@@ -29,8 +30,9 @@ QUERIES = (
     ("distinct", DISTINCT, (IN_MEMORY,), "HashAggregate"),
     ("distinct_4mb", DISTINCT, (), ""),
     ("join", JOIN, (IN_MEMORY,), "Hash Join"),
-    ("join_4mb", JOIN, (), "Hash Join"),
-    ("join_parallel", JOIN, (*PARALLEL, IN_MEMORY), "Hash Join"),
+    ("join_few", JOIN_FEW, (IN_MEMORY,), "Hash Join"),
+    ("join_4mb", JOIN_FEW, (), "Hash Join"),
+    ("join_parallel", JOIN_FEW, (*PARALLEL, IN_MEMORY), "Hash Join"),
 )
 
 
@@ -39,8 +41,9 @@ def measure(bench):
         make_tables(cluster, bench.rows)
         bench.measure("copy_in", copy_in(cluster, "sealed"), copy_in(cluster, "plain"))
         check_contents(cluster)
+        bench.measure("copy_in_wide", copy_in(cluster, "wide"), copy_in(cluster, "plain"))
         bench.measure("size_table", size(cluster, "copied_sealed"), size(cluster, "copied_plain"))
-        cluster.psql("DROP TABLE copied_sealed, copied_plain")
+        cluster.psql("DROP TABLE copied_sealed, copied_plain, copied_wide")
 
         for row, sql, before, plan in QUERIES:
             bench.measure(row, *(
@@ -52,26 +55,33 @@ def measure(bench):
 
 
 def make_tables(cluster, rows):
-    """Values of 32 bytes, a tenth of them more than once; and a tenth of the rows again, to join with."""
+    """Values of 32 bytes, a tenth of them more than once; all of them again, and a tenth, to join with; and
+    texts that are as long as the ciphertexts."""
     cluster.psql(script=f"""
         {EXTENSION}
         CREATE TABLE plain AS
             SELECT i AS id, md5((i % ({rows} * 9 / 10))::text) AS v FROM generate_series(1, {rows}) AS i;
         CREATE TABLE sealed (id integer, v encrypted_text('bench'));
         INSERT INTO sealed SELECT id, v FROM plain;
+        CREATE TABLE other_plain AS SELECT id, v FROM plain;
+        CREATE TABLE other_sealed (id integer, v encrypted_text('bench'));
+        INSERT INTO other_sealed SELECT id, v FROM plain;
         CREATE TABLE few_plain AS SELECT id, v FROM plain WHERE id % 10 = 0;
         CREATE TABLE few_sealed (id integer, v encrypted_text('bench'));
         INSERT INTO few_sealed SELECT id, v FROM few_plain;
         CREATE TABLE copied_plain (v text);
         CREATE TABLE copied_sealed (v encrypted_text('bench'));
-        COPY plain (v) TO '{cluster.folder}/values';
+        CREATE TABLE copied_wide (v text);
+        COPY plain (v) TO '{cluster.folder}/values.plain';
+        COPY plain (v) TO '{cluster.folder}/values.sealed';
+        COPY (SELECT rpad(v, 82, v) FROM plain) TO '{cluster.folder}/values.wide';
         VACUUM (FREEZE, ANALYZE);
         CHECKPOINT;
     """)
 
 
 def copy_in(cluster, table):
-    return statement(cluster, f"COPY copied_{table} FROM '{cluster.folder}/values'",
+    return statement(cluster, f"COPY copied_{table} FROM '{cluster.folder}/values.{table}'",
                      f"TRUNCATE copied_{table}", "CHECKPOINT")
 
 

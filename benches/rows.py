@@ -73,9 +73,11 @@ ROWS = {
     # More
     "order_by_4mb": Row("ORDER BY, work_mem 4 MB", TEXT, pairs=3),
     "distinct_4mb": Row("DISTINCT, work_mem 4 MB", TEXT, pairs=3),
-    "join_4mb": Row("hash join, work_mem 4 MB", TEXT, pairs=3),
+    "copy_in_wide": Row("COPY in of `text` that is as long as the ciphertext", TEXT, pairs=3),
+    "join_few": Row("hash join with a tenth, in memory", TEXT, pairs=3),
+    "join_4mb": Row("hash join with a tenth, work_mem 4 MB", TEXT, pairs=3),
     "count_parallel": Row("`count(*) … WHERE v = constant`, 2 workers", TEXT, pairs=3),
-    "join_parallel": Row("hash join, 2 workers", TEXT, pairs=3),
+    "join_parallel": Row("hash join with a tenth, 2 workers", TEXT, pairs=3),
     "large_receive": Row("values of 1 MiB, received by a client", "`bytea`, EXTERNAL"),
     "rotate_2": Row("`enc_rotate_column` in 2 sessions, rate", "`UPDATE t SET v = v`",
                     measured_in="rows/s", pairs=1),
