@@ -149,4 +149,27 @@ SELECT enc_rewrap_key(NULL);
 RESET encryption_ext.vault_address;
 RESET encryption_ext.vault_token_file;
 SELECT v FROM t WHERE id = 1;
+
+-- What this session has counted: values of columns, also those of a transaction that is rolled back.
+SELECT enc_stat_reset();
+SELECT v FROM t WHERE id = 1;
+BEGIN;
+UPDATE t SET v = 'counted' WHERE id = 1;
+ROLLBACK;
+SELECT count(*) FROM t WHERE v = 'counted' AND id = 1;
+SELECT datname = current_database() AS this_database, scope, encrypted, decrypted, compared, decrypt_failures,
+       denials, served_past_expiry, now() - stats_reset < '1 hour' AS is_new
+  FROM enc_stat;
+SELECT provider, scope, requests >= errors AND requests = (SELECT max(b.count)
+           FROM enc_stat_provider_request_time b WHERE b.provider = p.provider) AS adds_up,
+       errors = errors_unreachable + errors_timed_out + errors_throttled + errors_login + errors_denied
+                + errors_not_found + errors_invalid + errors_other AS errors_add_up
+  FROM enc_stat_provider p WHERE provider = 'file';
+SET ROLE regress_nobody;
+SELECT count(*) FROM enc_stat;
+SELECT count(*) FROM enc_stat_provider;
+SELECT count(*) FROM enc_stat_provider_request_time;
+SELECT enc_stat_reset();
+RESET ROLE;
+
 DROP TABLE t, loose;
