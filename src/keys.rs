@@ -232,24 +232,6 @@ pub(crate) fn decrypting<T>(
     })
 }
 
-/// As [`decrypting`], for a value whose plaintext turns out not to be needed.
-///
-/// # Errors
-///
-/// As for [`decrypting`].
-pub(crate) fn check_version(
-    key_id: KeyId,
-    version: KeyVersion,
-    privilege: Privilege,
-) -> Result<(), Box<Error>> {
-    with_backend(|backend| {
-        let n = backend.use_version(key_id, version, Some(privilege))?;
-        let key = &backend.in_use.versions[n].key;
-        backend.usage.count(key_id, version, key, Purpose::of(Some(privilege)));
-        Ok(())
-    })
-}
-
 /// Whether the current user has `privilege` on the key with this id, for what needs no key.
 ///
 /// # Errors

@@ -29,24 +29,17 @@ fn equal<T: Comparable, L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error
     })
 }
 
-/// Whether the arguments have plaintexts of the same bytes. If these have different lengths, nothing is
-/// decrypted, as PostgreSQL's `texteq` fetches no texts to see that.
+/// Whether the arguments have plaintexts of the same bytes. Those of different lengths are decrypted as well: a
+/// value that was altered is never unequal, but an error.
 fn equal_bytes<L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error>> {
     const PRIVILEGE: Privilege = Privilege::Compare;
     if L::IS_ENCRYPTED && R::IS_ENCRYPTED && are_identical(call, PRIVILEGE)? {
         return Ok(true);
     }
     let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
-    let equal = match (L::len(left), R::len(right)) {
-        (Some(left_len), Some(right_len)) if left_len != right_len => {
-            L::check(left, PRIVILEGE)?;
-            R::check(right, PRIVILEGE)?;
-            false
-        }
-        _ => L::with_bytes(left, PRIVILEGE, kept(call, 0), |left| {
-            R::with_bytes(right, PRIVILEGE, kept(call, 1), |right| left == right)
-        })??,
-    };
+    let equal = L::with_bytes(left, PRIVILEGE, kept(call, 0), |left| {
+        R::with_bytes(right, PRIVILEGE, kept(call, 1), |right| left == right)
+    })??;
     L::free(left);
     R::free(right);
     Ok(equal)

@@ -109,7 +109,7 @@ impl Comparable for EncryptedText {
     }
 
     fn class_of(value: &Sealed<'_>, collation: pg_sys::Oid) -> Option<Class> {
-        (Self::base_len(value).is_some() && is_deterministic(collation)).then_some(Class::Text)
+        (Self::is_stored_as_base(value) && is_deterministic(collation)).then_some(Class::Text)
     }
 
     fn equality_digest(base: Varlena, collation: pg_sys::Oid) -> Result<Digest, Box<Error>> {
@@ -150,7 +150,7 @@ impl Comparable for EncryptedBytea {
     }
 
     fn class_of(value: &Sealed<'_>, _: pg_sys::Oid) -> Option<Class> {
-        Self::base_len(value).map(|_| Class::Bytea)
+        Self::is_stored_as_base(value).then_some(Class::Bytea)
     }
 
     fn equality_digest(base: Varlena, _: pg_sys::Oid) -> Result<Digest, Box<Error>> {

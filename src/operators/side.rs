@@ -11,7 +11,6 @@ use super::{Comparable, digest};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::Call;
-use crate::keys;
 use crate::types::{EncryptedType, parse};
 use crate::varlena::Varlena;
 
@@ -57,16 +56,6 @@ pub(super) trait Side: Sized {
         plaintext.free();
         Ok(result)
     }
-
-    /// How many bytes that has, where it is known without decrypting it.
-    fn len(argument: Self::Argument) -> Option<usize>;
-
-    /// Whether what decrypting it would need is there: the privilege and the key.
-    ///
-    /// # Errors
-    ///
-    /// If not.
-    fn check(argument: Self::Argument, privilege: Privilege) -> Result<(), Box<Error>>;
 
     /// The digest that all values have that are equal to an argument under a collation.
     ///
@@ -137,16 +126,6 @@ impl<T: EncryptedType> Side for Encrypted<T> {
         Ok(result)
     }
 
-    #[inline]
-    fn len(argument: EncryptedArgument) -> Option<usize> {
-        T::base_len(&argument.sealed)
-    }
-
-    fn check(argument: EncryptedArgument, privilege: Privilege) -> Result<(), Box<Error>> {
-        let sealed = argument.sealed;
-        keys::check_version(sealed.key_id(), sealed.key_version(), privilege)
-    }
-
     fn digest<C: Comparable>(
         argument: EncryptedArgument,
         privilege: Privilege,
@@ -197,15 +176,6 @@ impl Side for Base {
     }
 
     #[inline]
-    fn len(argument: BaseArgument) -> Option<usize> {
-        Some(argument.base.bytes().len())
-    }
-
-    fn check(_: BaseArgument, _: Privilege) -> Result<(), Box<Error>> {
-        Ok(())
-    }
-
-    #[inline]
     fn free(argument: BaseArgument) {
         argument.base.free_if_copy(argument.datum);
     }
@@ -238,14 +208,6 @@ impl Side for Name {
         kept: Option<&mut Plaintexts>,
     ) -> Result<Plaintext, Box<Error>> {
         Base::plaintext(argument, privilege, kept)
-    }
-
-    fn len(argument: BaseArgument) -> Option<usize> {
-        Base::len(argument)
-    }
-
-    fn check(_: BaseArgument, _: Privilege) -> Result<(), Box<Error>> {
-        Ok(())
     }
 
     fn free(argument: BaseArgument) {

@@ -42,9 +42,15 @@ pub(crate) trait EncryptedType {
     /// As for [`value::open`], and if what was decrypted is not a value of the base type.
     fn decrypt(value: &Sealed<'_>, privilege: Option<Privilege>) -> Result<Buffer, Box<Error>>;
 
-    /// How many bytes the value of the base type has, where that is known without decrypting it: its bytes are
-    /// then those of the plaintext, which this library made of a valid value.
-    fn base_len(value: &Sealed<'_>) -> Option<usize>;
+    /// Whether the value of the base type has the bytes of the plaintext.
+    fn is_stored_as_base(value: &Sealed<'_>) -> bool;
+
+    /// Whether a plaintext that has the bytes of a value of the base type is one.
+    ///
+    /// # Errors
+    ///
+    /// If not.
+    fn check_base(plaintext: &[u8]) -> Result<(), Box<Error>>;
 
     /// Calls `body` with the bytes that the varlena of the base type would have.
     ///
@@ -56,8 +62,11 @@ pub(crate) trait EncryptedType {
         privilege: Option<Privilege>,
         body: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, Box<Error>> {
-        if Self::base_len(value).is_some() {
-            return value::with_plaintext(value, privilege, body);
+        if Self::is_stored_as_base(value) {
+            return value::with_plaintext(value, privilege, |plaintext| {
+                Self::check_base(plaintext)?;
+                Ok(body(plaintext))
+            })?;
         }
         let base = Self::decrypt(value, privilege)?;
         let result = body(base.bytes());

@@ -31,9 +31,14 @@ impl EncryptedType for EncryptedText {
         decrypt(value, privilege, Shape::Varlena)
     }
 
-    fn base_len(value: &Sealed<'_>) -> Option<usize> {
-        let is_as_stored = value.kind() == PlaintextKind::Text && encoding::is_utf8();
-        is_as_stored.then(|| value.plaintext_len())
+    #[inline]
+    fn is_stored_as_base(value: &Sealed<'_>) -> bool {
+        value.kind() == PlaintextKind::Text && encoding::is_utf8()
+    }
+
+    #[inline]
+    fn check_base(plaintext: &[u8]) -> Result<(), Box<Error>> {
+        encoding::check_utf8(plaintext).map(drop)
     }
 }
 
