@@ -3,6 +3,7 @@
 //! All of it are atomic numbers, whose places are taken and never given back. After a crash PostgreSQL makes
 //! its shared memory anew, and counting begins again.
 
+use std::alloc::{GlobalAlloc, Layout, System, handle_alloc_error};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -192,7 +193,7 @@ fn take_number(place: &AtomicU64, number: u64) -> bool {
 static SHARED: AtomicPtr<Area> = AtomicPtr::new(ptr::null_mut());
 
 /// What is this process's own.
-static OWN: OnceLock<Box<Area>> = OnceLock::new();
+static OWN: OnceLock<&'static Area> = OnceLock::new();
 
 /// Whether it is shared.
 pub(super) fn is_shared() -> bool {
@@ -205,11 +206,24 @@ pub(super) fn area() -> &'static Area {
     match unsafe { SHARED.load(Ordering::Relaxed).as_ref() } {
         Some(shared) => shared,
         None => OWN.get_or_init(|| {
-            // SAFETY: zero bytes are a value of it.
-            let area = unsafe { Box::<Area>::new_zeroed().assume_init() };
+            let area = own_area();
             area.began.store(super::now(), Ordering::Relaxed);
             area
         }),
+    }
+}
+
+/// Memory that stays for as long as the process. It comes from the operating system, which gives pages of zeroes
+/// when they are first used: few of them are. (The library's own allocator would write them all.)
+fn own_area() -> &'static Area {
+    let layout = Layout::new::<Area>();
+    // SAFETY: the layout has a size; zero bytes are a value of it, and nobody else knows it.
+    unsafe {
+        let area = System.alloc_zeroed(layout).cast::<Area>();
+        match area.as_ref() {
+            Some(area) => area,
+            None => handle_alloc_error(layout),
+        }
     }
 }
 
