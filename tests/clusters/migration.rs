@@ -282,11 +282,12 @@ fn crashes_at_any_moment() {
             action = (action + 1) % actions.len();
         }
     }
-    // The same calls go on to the end.
-    while action != 0 {
-        connect(&cluster).run(&actions[action]);
-        state_is_true(&mut connect(&cluster), &actions[action]);
-        action = (action + 1) % actions.len();
+    // The same calls go on to the end of the round, also of one whose first call was killed.
+    if action != 0 || types(&mut connect(&cluster), "email") != "text - -" {
+        for call in &actions[action..] {
+            connect(&cluster).run(call);
+            state_is_true(&mut connect(&cluster), call);
+        }
     }
     println!("{kills} crashes, {completed} calls ended before theirs");
     let mut session = connect(&cluster);
