@@ -455,24 +455,25 @@ impl Backend {
         }
     }
 
-    /// Takes notice of a value that is about to be encrypted or decrypted.
-    fn value_is_used(&mut self) {
+    /// Takes notice of a value that is about to be encrypted or decrypted; returns the present statement.
+    fn value_is_used(&mut self) -> i64 {
         let statement = pg::statement_start();
         if statement != self.usage.statement() {
             self.usage.begin(statement);
         }
         log_redaction::value_used(statement);
+        statement
     }
 
     /// The number in `in_use` of a key's active version, if the current user may encrypt with it.
     #[inline]
     fn use_active(&mut self, key_id: KeyId) -> Result<usize, Box<Error>> {
-        self.value_is_used();
+        let statement = self.value_is_used();
         let is_active = |used: &VersionInUse| {
             used.key_id == key_id
                 && used.key.active_version().is_some_and(|active| active.number == used.version)
         };
-        let found = self.in_use.find(pg::statement_start(), Authority::now(), is_active);
+        let found = self.in_use.find(statement, Authority::now(), is_active);
         match found.filter(|&n| self.in_use.versions[n].held.has(Privilege::Encrypt)) {
             Some(n) => Ok(self.hit(n)),
             None => {
@@ -496,9 +497,9 @@ impl Backend {
         version: KeyVersion,
         privilege: Option<Privilege>,
     ) -> Result<usize, Box<Error>> {
-        self.value_is_used();
+        let statement = self.value_is_used();
         let is_it = |used: &VersionInUse| (used.key_id, used.version) == (key_id, version);
-        let found = self.in_use.find(pg::statement_start(), Authority::now(), is_it);
+        let found = self.in_use.find(statement, Authority::now(), is_it);
         let may = |n: &usize| {
             privilege.is_none_or(|privilege| self.in_use.versions[*n].held.has(privilege))
         };

@@ -6,6 +6,7 @@
 
 mod access;
 mod audit;
+mod background_worker;
 mod catalog;
 mod ddl;
 mod edges;
@@ -27,6 +28,7 @@ mod rotation;
 mod session;
 mod settings;
 mod shared;
+mod shared_memory;
 mod statement;
 mod statistics;
 mod types;
@@ -58,8 +60,8 @@ extern "C-unwind" fn _PG_init() {
             statement::register();
             operators::register();
             if session::is_preloading() {
+                shared_memory::register();
                 shared::register();
-                statistics::register();
             }
             Ok(())
         });

@@ -67,14 +67,20 @@ pub(super) trait Side: Sized {
         privilege: Privilege,
         collation: pg_sys::Oid,
     ) -> Result<Digest, Box<Error>> {
-        let plaintext = Self::plaintext(argument, privilege, None)?;
-        let digest = C::equality_digest(plaintext.base, collation)?;
-        plaintext.free();
-        Ok(digest)
+        digest_of_plaintext::<C>(Self::plaintext(argument, privilege, None)?, collation)
     }
 
     /// Frees what looking at an argument has made, if that is anything.
     fn free(argument: Self::Argument);
+}
+
+fn digest_of_plaintext<C: Comparable>(
+    plaintext: Plaintext,
+    collation: pg_sys::Oid,
+) -> Result<Digest, Box<Error>> {
+    let digest = C::equality_digest(plaintext.base, collation)?;
+    plaintext.free();
+    Ok(digest)
 }
 
 /// A value of the encrypted type `T`.
@@ -135,10 +141,7 @@ impl<T: EncryptedType> Side for Encrypted<T> {
             let privilege = Some(privilege);
             return C::with_base(&argument.sealed, privilege, |bytes| digest(class, bytes))?;
         }
-        let plaintext = Self::plaintext(argument, privilege, None)?;
-        let digest = C::equality_digest(plaintext.base, collation)?;
-        plaintext.free();
-        Ok(digest)
+        digest_of_plaintext::<C>(Self::plaintext(argument, privilege, None)?, collation)
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! Background workers that take part in a rotation.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString};
 
 use envelope::KeyName;
 use pgrx::pg_sys;
@@ -10,7 +10,7 @@ use crate::catalog::write::refuse_if_read_only;
 use crate::errors::Error;
 use crate::fmgr::{run_callback, sql_function};
 use crate::functions::lifecycle::owned_key;
-use crate::pg;
+use crate::{background_worker, pg};
 
 /// What a worker is told, in the 128 bytes that PostgreSQL has for it.
 #[derive(Clone, Copy)]
@@ -88,27 +88,15 @@ impl Order {
 
 /// Registers a worker; false if max_worker_processes are running.
 fn start(order: Order) -> bool {
-    let mut worker = pg_sys::BackgroundWorker {
-        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
-            as i32,
-        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
-        bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
-        ..Default::default()
-    };
-    set(&mut worker.bgw_name, "encryption_ext rotation worker");
-    set(&mut worker.bgw_type, "encryption_ext rotation worker");
-    set(&mut worker.bgw_library_name, "encryption_ext");
-    set(&mut worker.bgw_function_name, "encryption_rotation_worker");
+    let mut worker = background_worker::describe(
+        "encryption_ext rotation worker",
+        "encryption_rotation_worker",
+        pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+    );
     // SAFETY: `bgw_extra` has room for an order, at whatever alignment.
     unsafe { worker.bgw_extra.as_mut_ptr().cast::<Order>().write_unaligned(order) };
     // SAFETY: the worker is described in full; PostgreSQL copies it.
     unsafe { pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, std::ptr::null_mut()) }
-}
-
-fn set(field: &mut [c_char], text: &str) {
-    for (to, from) in field.iter_mut().zip(text.bytes()) {
-        *to = from as c_char;
-    }
 }
 
 /// Where PostgreSQL starts a worker's process.

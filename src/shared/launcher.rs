@@ -34,9 +34,9 @@ const RESTART: i32 = 10;
 
 /// Has the postmaster start it.
 pub(super) fn register() {
-    let mut worker = visit::background_worker("encryption_ext key launcher");
+    let mut worker =
+        visit::background_worker("encryption_ext key launcher", "encryption_key_launcher");
     worker.bgw_restart_time = RESTART;
-    visit::set(&mut worker.bgw_function_name, "encryption_key_launcher");
     // SAFETY: the worker is described in full, and the postmaster is loading libraries.
     unsafe { pg_sys::RegisterBackgroundWorker(&raw mut worker) };
 }

@@ -18,7 +18,8 @@ use super::entries::{Entry, KEY_LEN};
 use super::failures::{BREAKERS, BreakerSlot, FAILURES, FailureSlot};
 use super::logins::{LOGINS, LoginSlot, TOKEN_LEN};
 use super::visit::Outcome;
-use crate::{fmgr, settings};
+use crate::settings;
+use crate::shared_memory::Part;
 
 /// The name of the lock, and of the memory.
 const NAME: &std::ffi::CStr = c"encryption_ext";
@@ -66,7 +67,7 @@ struct Memory {
     tokens: &'static SharedPages,
 }
 
-static MEMORY: AtomicPtr<Memory> = AtomicPtr::new(ptr::null_mut());
+static ATTACHED: AtomicPtr<Memory> = AtomicPtr::new(ptr::null_mut());
 
 /// The pages for keys and for the tokens of logins, which outlive a crash.
 static KEYS: AtomicPtr<SharedPages> = AtomicPtr::new(ptr::null_mut());
@@ -101,7 +102,7 @@ pub(crate) struct Statistics {
 
 /// Whether processes share keys.
 pub(crate) fn is_there() -> bool {
-    !MEMORY.load(Ordering::Relaxed).is_null()
+    !ATTACHED.load(Ordering::Relaxed).is_null()
 }
 
 /// What is there, and how it did since the server was started; `None` if processes share nothing.
@@ -221,7 +222,7 @@ pub(super) fn condition(entry: usize) -> Option<*mut pg_sys::ConditionVariable> 
 
 fn memory() -> Option<&'static Memory> {
     // SAFETY: null, or what `attach` has leaked.
-    unsafe { MEMORY.load(Ordering::Relaxed).as_ref() }
+    unsafe { ATTACHED.load(Ordering::Relaxed).as_ref() }
 }
 
 /// The lock, held. PostgreSQL holds interrupts as long.
@@ -269,58 +270,17 @@ impl Memory {
     }
 }
 
-static mut FORMER_STARTUP_HOOK: pg_sys::shmem_startup_hook_type = None;
-#[cfg(not(feature = "pg14"))]
-static mut FORMER_REQUEST_HOOK: pg_sys::shmem_request_hook_type = None;
-
-/// Asks PostgreSQL for the memory and the lock.
-pub(super) fn request() {
-    // SAFETY: the postmaster loads libraries, and has no thread but this one.
-    unsafe {
-        #[cfg(feature = "pg14")]
-        request_memory();
-        #[cfg(not(feature = "pg14"))]
-        {
-            FORMER_REQUEST_HOOK = pg_sys::shmem_request_hook;
-            pg_sys::shmem_request_hook = Some(request_hook);
-        }
-        FORMER_STARTUP_HOOK = pg_sys::shmem_startup_hook;
-        pg_sys::shmem_startup_hook = Some(startup_hook);
-    }
-}
-
-#[cfg(not(feature = "pg14"))]
-unsafe extern "C-unwind" fn request_hook() {
-    // SAFETY: PostgreSQL calls; set by `request`, as is the former hook.
-    unsafe {
-        if let Some(former) = FORMER_REQUEST_HOOK {
-            former();
-        }
-        request_memory();
-    }
-}
+/// What lies in PostgreSQL's shared memory.
+pub(crate) const MEMORY: Part = Part { request, attach };
 
 /// # Safety
 ///
 /// At the time at which libraries may ask for shared memory.
-unsafe fn request_memory() {
+unsafe fn request() {
     // SAFETY: the caller's promise; the name is NUL-terminated, and copied.
     unsafe {
         pg_sys::RequestAddinShmemSpace(Layout::of(settings::shared_cache_size()).len);
         pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), 1);
-    }
-}
-
-unsafe extern "C-unwind" fn startup_hook() {
-    // SAFETY: PostgreSQL calls, and this frame holds nothing with a destructor.
-    unsafe {
-        if let Some(former) = FORMER_STARTUP_HOOK {
-            former();
-        }
-        fmgr::run_callback(|| {
-            attach();
-            Ok(())
-        });
     }
 }
 
@@ -356,8 +316,6 @@ impl Layout {
     }
 }
 
-/// In the postmaster, when it has made its shared memory: at the start, and again after a crash. (No process
-/// but the postmaster is there, and those that it forks inherit what is made here.)
 fn attach() {
     let capacity = settings::shared_cache_size();
     if capacity == 0 {
@@ -402,7 +360,7 @@ fn attach() {
         }
         memory
     };
-    let is_first = MEMORY.swap(Box::into_raw(Box::new(memory)), Ordering::Relaxed).is_null();
+    let is_first = ATTACHED.swap(Box::into_raw(Box::new(memory)), Ordering::Relaxed).is_null();
     if is_first {
         // SAFETY: the callback never unwinds, and stays valid as a library is never unloaded.
         unsafe { pg_sys::on_proc_exit(Some(server_ends), pg_sys::Datum::from(0usize)) };

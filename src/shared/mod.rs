@@ -29,11 +29,11 @@ use pgrx::pg_sys;
 
 use crate::{session, settings};
 
-pub(crate) use memory::{Statistics, Told, is_there, is_time_to_tell, statistics};
+pub(crate) use memory::{MEMORY, Statistics, Told, is_there, is_time_to_tell, statistics};
 
-/// Asks for the memory. Called once, when the library is loaded, which must be while the server starts.
+/// Registers the launcher and for the end of transactions. Called once, when the library is loaded, which must be
+/// while the server starts.
 pub(crate) fn register() {
-    memory::request();
     if settings::shared_cache_size() > 0 && !session::is_upgrading() {
         launcher::register();
     }

@@ -5,7 +5,7 @@
 //! It is the place for whatever else is to be done in each database from time to time.
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_char};
+use std::ffi::CString;
 use std::time::Duration;
 
 use keyring::configured::Fingerprint;
@@ -23,7 +23,7 @@ use crate::fmgr::run_callback;
 use crate::pg::{self, OnSignal};
 use crate::providers::Providers;
 use crate::rotation::worker::execute;
-use crate::{keys, settings};
+use crate::{background_worker, keys, settings};
 
 /// How long to wait until a provider that is out of reach is asked again: less than a breaker stays open,
 /// so that it is a visit that finds out when the provider is back.
@@ -47,33 +47,15 @@ impl Outcome {
     }
 }
 
-/// A background worker of this library's that is started as soon as there are consistent data, on a standby
-/// too, and can connect to a database.
-pub(super) fn background_worker(name: &str) -> pg_sys::BackgroundWorker {
-    let mut worker = pg_sys::BackgroundWorker {
-        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
-            as i32,
-        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
-        bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
-        ..Default::default()
-    };
-    set(&mut worker.bgw_name, name);
-    set(&mut worker.bgw_type, name);
-    set(&mut worker.bgw_library_name, "encryption_ext");
-    worker
-}
-
-/// Writes a text into a field that has room for it and is zero.
-pub(super) fn set(field: &mut [c_char], text: &str) {
-    for (to, from) in field.iter_mut().zip(text.bytes()) {
-        *to = from as c_char;
-    }
+/// A background worker that is started as soon as there are consistent data, on a standby too.
+pub(super) fn background_worker(name: &str, function: &str) -> pg_sys::BackgroundWorker {
+    let start = pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState;
+    background_worker::describe(name, function, start)
 }
 
 /// Has a worker visit a database; `None` if `max_worker_processes` are running.
 pub(super) fn start(database: u32) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
-    let mut worker = background_worker("encryption_ext key worker");
-    set(&mut worker.bgw_function_name, "encryption_key_worker");
+    let mut worker = background_worker("encryption_ext key worker", "encryption_key_worker");
     worker.bgw_main_arg = pg_sys::Datum::from(database);
     // SAFETY: a variable of this process's. What is allocated shall outlive this transaction's memory.
     unsafe {

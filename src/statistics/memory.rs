@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
-use crate::fmgr;
+use crate::shared_memory::Part;
 
 /// The name of the memory.
 const NAME: &std::ffi::CStr = c"encryption_ext statistics";
@@ -202,7 +202,7 @@ pub(super) fn is_shared() -> bool {
 
 /// Where this process counts.
 pub(super) fn area() -> &'static Area {
-    // SAFETY: null, or what `startup_hook` has initialized, which stays for as long as the process.
+    // SAFETY: null, or what `attach` has initialized, which stays for as long as the process.
     match unsafe { SHARED.load(Ordering::Relaxed).as_ref() } {
         Some(shared) => shared,
         None => OWN.get_or_init(|| {
@@ -227,49 +227,15 @@ fn own_area() -> &'static Area {
     }
 }
 
-static mut FORMER_STARTUP_HOOK: pg_sys::shmem_startup_hook_type = None;
-#[cfg(not(feature = "pg14"))]
-static mut FORMER_REQUEST_HOOK: pg_sys::shmem_request_hook_type = None;
+/// What lies in PostgreSQL's shared memory.
+pub(crate) const MEMORY: Part = Part { request, attach };
 
-/// Asks PostgreSQL for the memory.
-pub(super) fn request() {
-    // SAFETY: the postmaster loads libraries, and has no thread but this one.
-    unsafe {
-        #[cfg(feature = "pg14")]
-        pg_sys::RequestAddinShmemSpace(size_of::<Area>());
-        #[cfg(not(feature = "pg14"))]
-        {
-            FORMER_REQUEST_HOOK = pg_sys::shmem_request_hook;
-            pg_sys::shmem_request_hook = Some(request_hook);
-        }
-        FORMER_STARTUP_HOOK = pg_sys::shmem_startup_hook;
-        pg_sys::shmem_startup_hook = Some(startup_hook);
-    }
-}
-
-#[cfg(not(feature = "pg14"))]
-unsafe extern "C-unwind" fn request_hook() {
-    // SAFETY: PostgreSQL calls; set by `request`, as is the former hook.
-    unsafe {
-        if let Some(former) = FORMER_REQUEST_HOOK {
-            former();
-        }
-        pg_sys::RequestAddinShmemSpace(size_of::<Area>());
-    }
-}
-
-/// In the postmaster, when it has made its shared memory: at the start, and again after a crash.
-unsafe extern "C-unwind" fn startup_hook() {
-    // SAFETY: PostgreSQL calls, and this frame holds nothing with a destructor.
-    unsafe {
-        if let Some(former) = FORMER_STARTUP_HOOK {
-            former();
-        }
-        fmgr::run_callback(|| {
-            attach();
-            Ok(())
-        });
-    }
+/// # Safety
+///
+/// At the time at which libraries may ask for shared memory.
+unsafe fn request() {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::RequestAddinShmemSpace(size_of::<Area>()) };
 }
 
 fn attach() {

@@ -16,13 +16,8 @@ use keyring::provider::ProviderErrorKind;
 use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
+pub(crate) use memory::MEMORY;
 use memory::{BUCKETS, Database, ERRORS, Provider};
-
-/// Asks for the memory that processes share. Called once, when the library is loaded, which must be while
-/// the server starts.
-pub(crate) fn register() {
-    memory::request();
-}
 
 /// Whether all processes of the server count in one place.
 pub(crate) fn is_shared() -> bool {
