@@ -22,7 +22,7 @@ use pgrx::pg_sys;
 use crate::errors::Error;
 use crate::mask::Mask;
 use crate::types::encoding::utf8_string;
-use scan::{Row, scan, scan_unwatched};
+use scan::{Row, Rows, scan, scan_unwatched};
 
 /// The schema of the extension's tables.
 pub(crate) const SCHEMA: &std::ffi::CStr = c"encryption";
@@ -189,7 +189,7 @@ pub(crate) fn is_there() -> bool {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
     let mut key = None;
-    scan(c"key", c"key_pkey", Some(id), |row| {
+    scan(c"key", Rows::Of(id, c"key_pkey"), |row| {
         let name = row.text(KEY_NAME)?;
         let name = KeyName::parse(&name)
             .map_err(|why| damaged(format!("key name {name:?} is invalid because {why}")))?;
@@ -214,7 +214,7 @@ pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
 /// If the table can't be read.
 pub(crate) fn read_key_ids() -> Result<Vec<KeyId>, Error> {
     let mut ids = Vec::new();
-    scan(c"key", c"", None, |row| {
+    scan(c"key", Rows::All, |row| {
         let name = row.text(KEY_NAME)?;
         let name = KeyName::parse(&name)
             .map_err(|why| damaged(format!("key name {name:?} is invalid because {why}")))?;
@@ -254,7 +254,7 @@ const MIGRATION_SOURCE: usize = 7;
 
 fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
     let mut versions = Vec::new();
-    scan(c"key_version", c"key_version_pkey", Some(id), |row| {
+    scan(c"key_version", Rows::Of(id, c"key_version_pkey"), |row| {
         versions.push(read_version(row)?);
         Ok(())
     })?;
@@ -284,7 +284,7 @@ fn read_version(row: &Row) -> Result<Version, Error> {
 
 fn read_grants(id: KeyId) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
-    scan(c"key_grant", c"key_grant_pkey", Some(id), |row| {
+    scan(c"key_grant", Rows::Of(id, c"key_grant_pkey"), |row| {
         let privilege = row.text(GRANT_PRIVILEGE)?;
         grants.push(Grant {
             grantee: row.oid(GRANT_GRANTEE)?,
@@ -303,7 +303,7 @@ fn read_grants(id: KeyId) -> Result<Vec<Grant>, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
     let mut keyspace = None;
-    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+    scan(c"keyspace", Rows::All, |row| {
         keyspace = Some(Keyspace(row.uuid(KEYSPACE_ID)?));
         Ok(())
     })?;
@@ -318,7 +318,7 @@ pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_server() -> Result<Option<Server>, Error> {
     let mut server = None;
-    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+    scan(c"keyspace", Rows::All, |row| {
         let Some(system_identifier) = row.optional_int8(KEYSPACE_SYSTEM_IDENTIFIER)? else {
             return Ok(());
         };
@@ -341,7 +341,7 @@ pub(crate) fn read_server() -> Result<Option<Server>, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_digest_version() -> Result<Option<KeyVersion>, Error> {
     let mut version = None;
-    scan(c"keyspace", c"keyspace_pkey", None, |row| {
+    scan(c"keyspace", Rows::All, |row| {
         let number = row.nullable_int4(KEYSPACE_DIGEST_VERSION)?;
         version = number.and_then(|number| u32::try_from(number).ok()).and_then(KeyVersion::new);
         Ok(())
@@ -365,7 +365,7 @@ pub(crate) struct Migration {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_migrations() -> Result<Vec<Migration>, Error> {
     let mut migrations = Vec::new();
-    scan_unwatched(c"migration", c"", None, |row| {
+    scan_unwatched(c"migration", Rows::All, |row| {
         if !matches!(row.text(MIGRATION_PHASE)?.as_str(), "finished" | "rolled back") {
             migrations.push(Migration {
                 table: row.oid(MIGRATION_TABLE)?,
@@ -394,7 +394,7 @@ pub(crate) fn key_table() -> Result<pg_sys::Oid, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn uses_provider(provider: &str) -> Result<bool, Error> {
     let mut uses = false;
-    scan(c"key_version", c"", None, |row| {
+    scan(c"key_version", Rows::All, |row| {
         uses |= row.text(VERSION_PROVIDER)? == provider
             && State::parse(&row.text(VERSION_STATE)?)? != State::Destroyed;
         Ok(())

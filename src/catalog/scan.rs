@@ -13,36 +13,43 @@ use super::{SCHEMA, damaged, invalidation};
 use crate::errors::Error;
 use crate::varlena::Varlena;
 
-/// Calls `each` with every row of `table` whose first column is `id`, or with every row. What is kept
-/// of them is good until [`invalidation::catalog_generation`] grows.
+/// Which rows are read.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    All,
+    /// Those whose first column is the id, which this index begins with.
+    Of(KeyId, &'static CStr),
+}
+
+/// Up to how many pages a table is read as a whole. It takes less time than opening an index does that the
+/// session has not used yet: for a new connection's first value, half of all that there is to do.
+const FEW_PAGES: u32 = 8;
+
+/// Calls `each` with rows of `table`, in no order. What is kept of them is good until [`invalidation::catalog_generation`] grows.
 ///
 /// # Errors
 ///
 /// If the table is missing, or what `each` returns.
 pub(super) fn scan(
     table: &CStr,
-    index: &CStr,
-    id: Option<KeyId>,
+    rows: Rows,
     each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
     invalidation::watch(table_oid(table)?);
-    scan_unwatched(table, index, id, each)
+    scan_unwatched(table, rows, each)
 }
 
 /// The same of a table whose changes send no invalidation.
 pub(super) fn scan_unwatched(
     table: &CStr,
-    index: &CStr,
-    id: Option<KeyId>,
+    rows: Rows,
     mut each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let table_oid = table_oid(table)?;
-    // Without its index the whole table is read.
-    let index_oid = relation_oid(index);
 
     let mut scan_key = pg_sys::ScanKeyData::default();
     let mut scan_key_count = 0;
-    if let Some(id) = id {
+    if let Rows::Of(id, _) = rows {
         let id = pg_sys::Datum::from(id.get() as i32);
         // SAFETY: the first column of the tables that are scanned by key id is an integer.
         unsafe {
@@ -57,11 +64,18 @@ pub(super) fn scan_unwatched(
         scan_key_count = 1;
     }
 
-    // SAFETY: table and index exist (an error is raised otherwise); a null snapshot asks for the
-    // catalog snapshot; what is opened is closed, by PostgreSQL's resource owner if an error
-    // passes over this frame.
+    // SAFETY: the table exists (an error is raised otherwise), and the index, if it is not InvalidOid; a null
+    // snapshot asks for the catalog snapshot; what is opened is closed, by PostgreSQL's resource owner if an
+    // error passes over this frame.
     unsafe {
         let relation = pg_sys::table_open(table_oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let pages =
+            pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+        // Without its index, too, the whole table is read.
+        let index_oid = match rows {
+            Rows::Of(_, index) if pages > FEW_PAGES => relation_oid(index),
+            Rows::Of(..) | Rows::All => pg_sys::InvalidOid,
+        };
         let scan = pg_sys::systable_beginscan(
             relation,
             index_oid,
