@@ -1,10 +1,9 @@
 //! Who may do what with a key: PostgreSQL's rules of role membership, applied to the grants of
 //! the catalog.
 
-use std::collections::HashMap;
-
 use envelope::KeyId;
 use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
 
 use crate::catalog::{Key, Privilege, invalidation};
 use crate::errors::Error;
@@ -14,7 +13,7 @@ use crate::pg;
 #[derive(Default)]
 pub(crate) struct Decisions {
     role_generation: u64,
-    held: HashMap<(pg_sys::Oid, KeyId), Held>,
+    held: FxHashMap<(pg_sys::Oid, KeyId), Held>,
 }
 
 /// The privileges that a user holds on a key.

@@ -9,13 +9,13 @@
 //! transaction ends, whichever is first; by an error it ends, too. A parallel worker writes its own lines.
 //! Then it is added to the statistics (`statistics/`), too, whatever is audited.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use envelope::{KeyId, KeyName, KeyVersion};
 use jiff::Timestamp;
 use pgrx::{PostgresGucEnum, pg_sys};
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::catalog::{Key, Privilege, invalidation};
@@ -101,6 +101,7 @@ impl Purpose {
 /// What the present statement has used.
 pub(crate) struct Usage {
     statement: i64,
+    /// What it has used, and what the one before it has: mostly the same.
     slots: Vec<Slot>,
     /// The one that was counted in last. Columns come in the same order row by row.
     last: usize,
@@ -124,9 +125,18 @@ struct Slot {
     user: pg_sys::Oid,
     /// By [`Purpose`].
     counts: [u64; 3],
+    /// By which statistics name the version.
+    id: Option<statistics::VersionId>,
     key: Rc<Key>,
     role: Rc<str>,
     query_id: Option<i64>,
+}
+
+impl Slot {
+    /// Whether the present statement has counted anything here.
+    fn is_used(&self) -> bool {
+        self.counts != [0; 3]
+    }
 }
 
 /// Attempts without the privilege that they need.
@@ -174,27 +184,35 @@ impl Usage {
         purpose: Purpose,
     ) {
         let user = pg::current_user();
-        let is_it = |slot: &Slot| (slot.key_id, slot.version, slot.user) == (key_id, version, user);
+        let is_it = |slot: &Slot| {
+            (slot.key_id, slot.version, slot.user) == (key_id, version, user)
+                && Rc::ptr_eq(&slot.key, key)
+        };
         if !self.slots.get(self.last).is_some_and(is_it) {
             let (before, after) = self.slots.split_at(self.last.min(self.slots.len()));
             let next = after.iter().position(is_it).map(|n| before.len() + n);
             self.last = next.or_else(|| before.iter().position(is_it)).unwrap_or_else(|| {
-                let role = self.names.role(user);
-                let query_id = pg::query_id();
-                let key = Rc::clone(key);
                 self.slots.push(Slot {
                     key_id,
                     version,
                     user,
                     counts: [0; 3],
-                    key,
-                    role,
-                    query_id,
+                    id: key.version(version).map(|found| {
+                        statistics::VersionId::new(key_id, version, &found.check_value)
+                    }),
+                    key: Rc::clone(key),
+                    role: Rc::default(),
+                    query_id: None,
                 });
                 self.slots.len() - 1
             });
         }
-        self.slots[self.last].counts[purpose as usize] += 1;
+        let slot = &mut self.slots[self.last];
+        if !slot.is_used() {
+            slot.role = self.names.role(user);
+            slot.query_id = pg::query_id();
+        }
+        slot.counts[purpose as usize] += 1;
     }
 
     /// Counts an attempt without a privilege, and tells the server log, but not of each.
@@ -238,16 +256,18 @@ impl Usage {
 
     /// Writes what was counted, and counts anew.
     pub(crate) fn write(&mut self) {
-        if self.slots.is_empty() && self.denials.is_empty() {
+        if !self.slots.iter().any(Slot::is_used) && self.denials.is_empty() {
             return;
         }
+        self.slots.retain(Slot::is_used);
         self.last = 0;
-        let (slots, denials) = (std::mem::take(&mut self.slots), std::mem::take(&mut self.denials));
-        self.add_to_statistics(&slots, &denials);
+        let denials = std::mem::take(&mut self.denials);
+        self.add_to_statistics(&denials);
         let level = settings::audit();
         if level >= Level::Access {
-            self.write_access(&slots);
+            self.write_access();
         }
+        self.slots.iter_mut().for_each(|slot| slot.counts = [0; 3]);
         if level >= Level::Denied {
             for denial in &denials {
                 let Denial { key, privilege, attempts, role, query_id, .. } = denial;
@@ -263,16 +283,14 @@ impl Usage {
         }
     }
 
-    fn add_to_statistics(&self, slots: &[Slot], denials: &[Denial]) {
+    fn add_to_statistics(&self, denials: &[Denial]) {
         let mut values = statistics::Values {
             denials: denials.iter().map(|denial| denial.attempts).sum(),
             ..Default::default()
         };
-        for slot in slots {
+        for slot in &self.slots {
             let [decrypted, compared, encrypted] = slot.counts;
-            if let Some(version) = slot.key.version(slot.version) {
-                let id =
-                    statistics::VersionId::new(slot.key_id, slot.version, &version.check_value);
+            if let Some(id) = slot.id {
                 statistics::add_encryptions(id, encrypted);
             }
             // The database key protects literals and parameters on their way, and no column.
@@ -294,9 +312,9 @@ impl Usage {
             && self.past_time.versions.contains(&(slot.key_id, slot.version))
     }
 
-    fn write_access(&self, slots: &[Slot]) {
+    fn write_access(&self) {
         // The database key protects literals and parameters on their way, and no column.
-        let slots = slots.iter().filter(|slot| !slot.key.is_database_key());
+        let slots = self.slots.iter().filter(|slot| !slot.key.is_database_key());
         let mut lines: Vec<(&Slot, Vec<u32>, [u64; 3])> = Vec::new();
         for slot in slots {
             let of_same = |line: &&mut (&Slot, _, _)| {
@@ -462,7 +480,7 @@ fn time(microseconds: i64) -> String {
 #[derive(Default)]
 struct Names {
     generation: u64,
-    roles: HashMap<pg_sys::Oid, Rc<str>>,
+    roles: FxHashMap<pg_sys::Oid, Rc<str>>,
     session_role: Rc<str>,
     database: String,
     client: Option<String>,
@@ -483,7 +501,7 @@ impl Names {
             self.database = session::database_name();
             self.client = session::client_address();
         }
-        self.session_role = self.look_up(session::session_user());
+        self.session_role = self.look_up(pg::session_user());
         self.look_up(role)
     }
 

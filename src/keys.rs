@@ -7,7 +7,6 @@
 //! (kept until their time to live ends), and is the cipher for the value's salt derived (kept).
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use keyring::refresh::{Outages, Planned, Refreshed, Refresher};
 use keyring::secret::Secret;
 use keyring::version::CheckValue;
 use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
 
 use crate::access::{self, Authority, Held};
 use crate::audit::{Purpose, Usage};
@@ -45,7 +45,7 @@ struct Backend {
     process_id: u32,
     statement: i64,
     catalog_generation: u64,
-    catalog: HashMap<KeyId, Rc<Key>>,
+    catalog: FxHashMap<KeyId, Rc<Key>>,
     access: access::Decisions,
     last: Option<Authorized>,
     in_use: InUse,
@@ -414,7 +414,7 @@ impl Backend {
             process_id,
             statement: 0,
             catalog_generation: 0,
-            catalog: HashMap::new(),
+            catalog: FxHashMap::default(),
             access: access::Decisions::default(),
             last: None,
             in_use: InUse::default(),

@@ -41,7 +41,7 @@ pub(crate) fn register() {
         pg_sys::emit_log_hook = Some(emit_log);
         pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
         // A COPY may have loaded the library that has begun already.
-        if pg_sys::IsTransactionState() {
+        if pg::is_transaction_in_progress() {
             value_used(pg::statement_start());
         }
     }

@@ -13,10 +13,13 @@ mod raw {
         pub(super) fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
         pub(super) fn GetCurrentTransactionStartTimestamp() -> pg_sys::TimestampTz;
         pub(super) fn GetDatabaseEncoding() -> c_int;
+        pub(super) fn GetSessionUserId() -> pg_sys::Oid;
         pub(super) fn GetUserId() -> pg_sys::Oid;
         pub(super) fn GetUserIdAndSecContext(user: *mut pg_sys::Oid, context: *mut c_int);
         pub(super) fn HistoricSnapshotActive() -> bool;
         pub(super) fn IsLogicalWorker() -> bool;
+        pub(super) fn IsTransactionState() -> bool;
+        pub(super) fn get_fn_expr_arg_stable(function: *mut pg_sys::FmgrInfo, n: c_int) -> bool;
         pub(super) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
         #[cfg(not(feature = "pg18"))]
         pub(super) fn standard_ExecutorRun(
@@ -138,6 +141,18 @@ pub(crate) fn current_user() -> pg_sys::Oid {
     unsafe { raw::GetUserId() }
 }
 
+/// The role that the session has logged in as, or that a superuser has changed it to since.
+pub(crate) fn session_user() -> pg_sys::Oid {
+    // SAFETY: returns a static variable (src/backend/utils/init/miscinit.c).
+    unsafe { raw::GetSessionUserId() }
+}
+
+/// Whether a transaction is in progress, in which system catalogs can be read.
+pub(crate) fn is_transaction_in_progress() -> bool {
+    // SAFETY: compares a static variable (src/backend/access/transam/xact.c).
+    unsafe { raw::IsTransactionState() }
+}
+
 /// In which ways the current user is another than the one that the session chose: flags of
 /// `src/include/miscadmin.h`.
 pub(crate) fn security_context() -> c_int {
@@ -212,6 +227,17 @@ pub(crate) fn hash_bytes(bytes: &[u8; 16]) -> u32 {
 pub(crate) fn hash_bytes_extended(bytes: &[u8; 16], seed: u64) -> u64 {
     // SAFETY: as above.
     unsafe { raw::hash_bytes_extended(bytes.as_ptr(), 16, seed) }
+}
+
+/// Whether argument `n` of a call is a constant or a parameter of the query: the same in each call.
+///
+/// # Safety
+///
+/// `function` is what PostgreSQL calls with, or null.
+pub(crate) unsafe fn is_argument_stable(function: *mut pg_sys::FmgrInfo, n: usize) -> bool {
+    // SAFETY: the caller's promise. It looks at the node of the call's expression
+    // (src/backend/utils/fmgr/fmgr.c).
+    unsafe { raw::get_fn_expr_arg_stable(function, n as c_int) }
 }
 
 /// What `planstate_tree_walker` calls with each node below another.

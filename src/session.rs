@@ -40,12 +40,6 @@ pub(crate) fn application_name() -> String {
     }
 }
 
-/// The role that the session has logged in as, or that a superuser has changed it to since.
-pub(crate) fn session_user() -> pg_sys::Oid {
-    // SAFETY: returns a variable of this backend's.
-    unsafe { pg_sys::GetSessionUserId() }
-}
-
 /// The name of this database.
 pub(crate) fn database_name() -> String {
     // SAFETY: a look-up in a system cache; the name is NUL-terminated, or a null pointer.
@@ -82,12 +76,9 @@ pub(crate) fn is_client() -> bool {
 /// interrupts, as it does with a buffer lock and in a critical section; not outside a transaction,
 /// as when an error of an aborted one is reported; and not while changes are decoded.
 pub(crate) fn may_wait() -> bool {
-    // SAFETY: counters and flags of this backend's.
-    let (holds, in_transaction) = unsafe {
-        let holds = pg_sys::InterruptHoldoffCount != 0 || pg_sys::CritSectionCount != 0;
-        (holds, pg_sys::IsTransactionState())
-    };
-    in_transaction && !holds && !is_decoding()
+    // SAFETY: counters of this backend's.
+    let holds = unsafe { pg_sys::InterruptHoldoffCount != 0 || pg_sys::CritSectionCount != 0 };
+    pg::is_transaction_in_progress() && !holds && !is_decoding()
 }
 
 /// Whether values leave as ciphertext because logical decoding is reading them: of a historic

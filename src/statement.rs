@@ -26,7 +26,7 @@ pub(crate) fn register() {
         pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction_event), std::ptr::null_mut());
         // A statement that has begun without these hooks goes on.
-        if pg_sys::IsTransactionState() {
+        if pg::is_transaction_in_progress() {
             FRAMES.with_borrow_mut(|frames| {
                 frames.message = pg::message_received();
                 frames.addresses.push(usize::MAX);

@@ -5,6 +5,7 @@
 //! the nondeterministic ones included, mean what they mean for `text`.
 
 use std::cmp::Ordering;
+use std::ffi::c_void;
 
 use pgrx::pg_sys;
 
@@ -16,7 +17,7 @@ use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::types::{EncryptedBytea, EncryptedText, parse};
 use crate::varlena::Varlena;
-use crate::{keys, session};
+use crate::{keys, pg, session};
 
 /// Whether the arguments have equal plaintexts. The current user needs `compare` on their keys.
 fn equal<T: Comparable, L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error>> {
@@ -37,8 +38,8 @@ fn equal_bytes<L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error>> {
         return Ok(true);
     }
     let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
-    let equal = L::with_bytes(left, PRIVILEGE, kept(call, 0), |left| {
-        R::with_bytes(right, PRIVILEGE, kept(call, 1), |right| left == right)
+    let equal = L::with_bytes(left, PRIVILEGE, kept::<L, R>(call, 0), |left| {
+        R::with_bytes(right, PRIVILEGE, kept::<L, R>(call, 1), |right| left == right)
     })??;
     L::free(left);
     R::free(right);
@@ -65,8 +66,8 @@ fn compare<L: Side, R: Side, O>(
         return Ok(same);
     }
     let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
-    let left_plaintext = L::plaintext(left, privilege, kept(call, 0))?;
-    let right_plaintext = R::plaintext(right, privilege, kept(call, 1))?;
+    let left_plaintext = L::plaintext(left, privilege, kept::<L, R>(call, 0))?;
+    let right_plaintext = R::plaintext(right, privilege, kept::<L, R>(call, 1))?;
     let result = body(left_plaintext.base, right_plaintext.base);
     left_plaintext.free();
     right_plaintext.free();
@@ -101,26 +102,23 @@ const KEPT: usize = Plaintexts::FIRST_SLOTS;
 /// How many bytes of them.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// The plaintexts that are kept of argument `n`, if it stays the same from row to row: a constant, a
-/// parameter, or both arguments of a comparison with an array's elements, in which one value is
+/// The plaintexts that are kept of argument `n`, if it is encrypted and stays the same from row to row: a
+/// constant, a parameter, or both arguments of a comparison with an array's elements, in which one value is
 /// compared with many and many rows with the same ones.
-fn kept(call: &Call, n: usize) -> Option<&'static mut Plaintexts> {
+fn kept<L: Side, R: Side>(call: &Call, n: usize) -> Option<&'static mut Plaintexts> {
     // SAFETY: what PostgreSQL passes is valid during the call; fn_extra is this function's own, lives
     // as long as the context fn_mcxt, and is null at first.
     unsafe {
         let flinfo = (*call.fcinfo()).flinfo;
-        if flinfo.is_null() || (*flinfo).fn_expr.is_null() {
+        if flinfo.is_null() {
             return None;
         }
-        let extra = &mut (*flinfo).fn_extra;
-        if extra.is_null() {
-            *extra = pg_sys::MemoryContextAllocZero((*flinfo).fn_mcxt, size_of::<Arguments>());
-            let arguments = &mut *extra.cast::<Arguments>();
-            let is_array = (*(*flinfo).fn_expr).type_ == pg_sys::NodeTag::T_ScalarArrayOpExpr;
-            for n in 0..2 {
-                arguments.is_kept[n] =
-                    is_array || pg_sys::get_fn_expr_arg_stable(flinfo, n as std::ffi::c_int);
-            }
+        if (*flinfo).fn_extra.is_null() {
+            (*flinfo).fn_extra = Arguments::new([L::IS_ENCRYPTED, R::IS_ENCRYPTED], flinfo);
+        }
+        let extra = (*flinfo).fn_extra;
+        if extra == nothing_kept() {
+            return None;
         }
         let arguments = &mut *extra.cast::<Arguments>();
         if !arguments.is_kept[n] {
@@ -134,11 +132,43 @@ fn kept(call: &Call, n: usize) -> Option<&'static mut Plaintexts> {
     }
 }
 
-/// What a comparison keeps between its calls. Plain data, in PostgreSQL's memory, zeroes at first.
+/// What a comparison keeps between its calls. Plain data, in PostgreSQL's memory.
 #[repr(C)]
 struct Arguments {
     is_kept: [bool; 2],
     plaintexts: [*mut Plaintexts; 2],
+}
+
+impl Arguments {
+    /// What `fn_extra` is to point to from the first call on.
+    ///
+    /// # Safety
+    ///
+    /// `flinfo` is what PostgreSQL calls with.
+    unsafe fn new(is_encrypted: [bool; 2], flinfo: *mut pg_sys::FmgrInfo) -> *mut c_void {
+        // SAFETY: the caller's promise; the expression of a call is a node, or null. The memory has room for
+        // what is written to it.
+        unsafe {
+            let expression = (*flinfo).fn_expr;
+            let is_array = !expression.is_null()
+                && (*expression).type_ == pg_sys::NodeTag::T_ScalarArrayOpExpr;
+            let is_kept =
+                [0, 1].map(|n| is_encrypted[n] && (is_array || pg::is_argument_stable(flinfo, n)));
+            if is_kept == [false; 2] {
+                return nothing_kept();
+            }
+            let memory = pg_sys::MemoryContextAlloc((*flinfo).fn_mcxt, size_of::<Self>());
+            memory.cast::<Self>().write(Self { is_kept, plaintexts: [std::ptr::null_mut(); 2] });
+            memory
+        }
+    }
+}
+
+/// What `fn_extra` points to if no argument's plaintexts are kept: of a look-up by an index, which makes one
+/// or two comparisons, and of most others.
+fn nothing_kept() -> *mut c_void {
+    static NOTHING: u8 = 0;
+    (&raw const NOTHING).cast_mut().cast()
 }
 
 /// Declares functions of operators for equality and inequality.

@@ -1,5 +1,7 @@
 //! `enc_digest`: a keyed digest of a plaintext, for unique indexes, generated columns and look-ups.
 
+use std::ffi::c_void;
+
 use keyring::digest::{Class, Digest, DigestInput, Form, MAX_DOMAIN_LEN};
 use pgrx::pg_sys;
 
@@ -11,7 +13,7 @@ use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::types::{EncryptedBytea, EncryptedText};
 use crate::varlena::{Buffer, Shape, Varlena};
-use crate::{keys, session};
+use crate::{keys, pg, session};
 
 /// Declares `enc_digest(value, normal_form text, domain text) RETURNS bytea` for a type.
 macro_rules! digests {
@@ -131,7 +133,7 @@ impl Kept {
 }
 
 /// `make`, or its result of the last call if the arguments are constants and parameters, and the
-/// same as then.
+/// same as then. Nothing is kept of a first call: a look-up by an index makes no other.
 fn once_if_constant(
     call: &Call,
     make: fn(&Call, DigestOf) -> Result<Digest, Error>,
@@ -141,17 +143,22 @@ fn once_if_constant(
     let flinfo = unsafe { (*call.fcinfo()).flinfo };
     // SAFETY: as above; without an expression PostgreSQL says that an argument isn't stable.
     let is_constant = !flinfo.is_null()
-        && (0..3).all(|n| unsafe { pg_sys::get_fn_expr_arg_stable(flinfo, n) })
+        && (0..3).all(|n| unsafe { pg::is_argument_stable(flinfo, n) })
         && !Varlena::is_toasted(call.datum(0));
     if !is_constant {
         return make(call, digest);
     }
+    // SAFETY: fn_extra is this function's own, and null at first.
+    let extra = unsafe { &mut (*flinfo).fn_extra };
+    if extra.is_null() {
+        *extra = called_once();
+        return make(call, digest);
+    }
     let authority = Authority::now();
     let arguments = [0, 1, 2].map(|n| call.varlena(n).with_header());
-    // SAFETY: fn_extra is this function's own, null at first; what it points to was made below, in
-    // the context that it lives as long as.
-    let kept = unsafe { (*flinfo).fn_extra.cast::<Kept>().as_ref() };
-    if let Some(kept) = kept
+    // SAFETY: what it points to otherwise was made below, in the context that it lives as long as.
+    let kept = (*extra != called_once()).then(|| unsafe { &mut *extra.cast::<Kept>() });
+    if let Some(kept) = &kept
         && kept.authority == authority
         && kept.arguments() == arguments
     {
@@ -166,14 +173,20 @@ fn once_if_constant(
             memory.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             memory
         };
-        if let Some(former) = (*flinfo).fn_extra.cast::<Kept>().as_mut() {
+        if let Some(former) = kept {
+            *extra = called_once();
             former.arguments.iter().for_each(|&copy| pg_sys::pfree(copy.cast()));
             pg_sys::pfree(std::ptr::from_mut(former).cast());
-            (*flinfo).fn_extra = std::ptr::null_mut();
         }
         let kept = pg_sys::MemoryContextAlloc(context, size_of::<Kept>()).cast::<Kept>();
         kept.write(Kept { authority, arguments: arguments.map(copy), digest });
-        (*flinfo).fn_extra = kept.cast();
+        *extra = kept.cast();
     }
     Ok(digest)
+}
+
+/// What `fn_extra` points to after the first call.
+fn called_once() -> *mut c_void {
+    static NOTHING: u8 = 0;
+    (&raw const NOTHING).cast_mut().cast()
 }

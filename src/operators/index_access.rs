@@ -7,11 +7,11 @@
 //! made the plan.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::c_int;
 
 use envelope::KeyId;
 use pgrx::pg_sys;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::digest_index;
 use crate::catalog::{Privilege, invalidation};
@@ -40,10 +40,42 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
         }
         // A parallel worker does what its leader was allowed to.
         let is_executed = flags as u32 & pg_sys::EXEC_FLAG_EXPLAIN_ONLY == 0;
-        if is_executed && pg_sys::ParallelWorkerNumber < 0 {
+        if is_executed
+            && pg_sys::ParallelWorkerNumber < 0
+            && needs_check((*query).planstate, std::ptr::null_mut())
+        {
             run_callback(|| check((*query).planstate));
         }
     }
+}
+
+/// Whether a node of a plan, or one below it, scans an index that isn't known to hold no digests. This is asked
+/// at the start of every query, and of most the answer is no.
+///
+/// # Safety
+///
+/// `state` is the state of a node that was started, or null. An error (the stack may be too deep) passes over
+/// this frame and the caller's.
+unsafe extern "C-unwind" fn needs_check(
+    state: *mut pg_sys::PlanState,
+    context: *mut std::ffi::c_void,
+) -> bool {
+    if state.is_null() {
+        return false;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        scanned_index(state).is_some_and(|index| !holds_no_digests(index))
+            || pg::planstate_tree_walker(state, needs_check, context)
+    }
+}
+
+/// Whether it is known already that an index holds no digests.
+fn holds_no_digests(index: pg_sys::Oid) -> bool {
+    KEYS.with_borrow(|known| {
+        known.generation == invalidation::relation_generation()
+            && known.of_index.get(&index).is_some_and(Vec::is_empty)
+    })
 }
 
 /// Whether the current user may scan the indexes that a plan scans.
@@ -70,23 +102,33 @@ unsafe extern "C-unwind" fn collect(
     state: *mut pg_sys::PlanState,
     indexes: *mut std::ffi::c_void,
 ) -> bool {
-    use pg_sys::NodeTag as Tag;
-
     if state.is_null() {
         return false;
     }
-    // SAFETY: each node's state has its plan, of the type that the plan's tag says; `indexes` is what
-    // `check` passed.
+    // SAFETY: the state of a node of the plan; `indexes` is what `check` passed.
+    unsafe {
+        (*indexes.cast::<Vec<pg_sys::Oid>>()).extend(scanned_index(state));
+        pg::planstate_tree_walker(state, collect, indexes)
+    }
+}
+
+/// The index that a node of a plan scans, if it does.
+///
+/// # Safety
+///
+/// `state` is the state of a node that was started.
+unsafe fn scanned_index(state: *const pg_sys::PlanState) -> Option<pg_sys::Oid> {
+    use pg_sys::NodeTag as Tag;
+
+    // SAFETY: the caller's promise: it has its plan, of the type that the plan's tag says.
     unsafe {
         let plan = (*state).plan;
-        let index = match (*plan).type_ {
+        match (*plan).type_ {
             Tag::T_IndexScan => Some((*plan.cast::<pg_sys::IndexScan>()).indexid),
             Tag::T_IndexOnlyScan => Some((*plan.cast::<pg_sys::IndexOnlyScan>()).indexid),
             Tag::T_BitmapIndexScan => Some((*plan.cast::<pg_sys::BitmapIndexScan>()).indexid),
             _ => None,
-        };
-        (*indexes.cast::<Vec<pg_sys::Oid>>()).extend(index);
-        pg::planstate_tree_walker(state, collect, indexes)
+        }
     }
 }
 
@@ -111,10 +153,11 @@ fn check_index(index: pg_sys::Oid) -> Result<(), Error> {
 /// most.
 struct Known {
     generation: u64,
-    of_index: HashMap<pg_sys::Oid, Vec<KeyId>>,
+    of_index: FxHashMap<pg_sys::Oid, Vec<KeyId>>,
 }
 
 thread_local! {
-    static KEYS: RefCell<Known> =
-        RefCell::new(Known { generation: 0, of_index: HashMap::new() });
+    static KEYS: RefCell<Known> = const {
+        RefCell::new(Known { generation: 0, of_index: FxHashMap::with_hasher(FxBuildHasher) })
+    };
 }

@@ -21,7 +21,7 @@ use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::functions::lifecycle::{owned_key, refuse_if_changed, rotate};
 use crate::rights::RightsOf;
-use crate::{keys, session};
+use crate::{keys, pg};
 
 /// What the log says why a key was rotated.
 const REASON: &str = "scheduled rotation";
@@ -184,14 +184,14 @@ impl Writer<'_, '_> {
     /// Notes that a key is to be rotated when it is due, on behalf of the caller.
     fn schedule(&mut self, key: &Key, auto_reencrypt: bool) -> Result<(), Error> {
         let id = || of_id(key.name.id());
-        let (user, session_user) = (of_role(self.caller()), of_role(session::session_user()));
+        let (user, session_user) = (of_role(self.caller()), of_role(pg::session_user()));
         // The trigger that a dump's rows meet skips one that is there.
         self.run(
             "INSERT INTO encryption.rotation_schedule (key_id, auto_reencrypt, scheduled_by, session_role)
              VALUES ($1, $2, $3::pg_catalog.oid, $4::pg_catalog.oid)",
             &[id(), auto_reencrypt.into(), user, session_user],
         )?;
-        let (user, session_user) = (of_role(self.caller()), of_role(session::session_user()));
+        let (user, session_user) = (of_role(self.caller()), of_role(pg::session_user()));
         self.run(
             "UPDATE encryption.rotation_schedule
                 SET auto_reencrypt = $2, scheduled_by = $3::pg_catalog.oid, session_role = $4::pg_catalog.oid,

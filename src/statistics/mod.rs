@@ -61,7 +61,7 @@ pub(crate) fn decrypt_failed() {
 /// Adds encryptions under a version.
 pub(crate) fn add_encryptions(id: VersionId, count: u64) {
     if count > 0
-        && let Some(version) = memory::area().version(id.number())
+        && let Some(version) = memory::area().version(id.0)
     {
         version.encryptions.fetch_add(count, Ordering::Relaxed);
     }
@@ -69,32 +69,19 @@ pub(crate) fn add_encryptions(id: VersionId, count: u64) {
 
 /// Encryptions under a version that were counted; `None` if there is no place for them.
 pub(crate) fn encryptions(id: VersionId) -> Option<u64> {
-    memory::area().encryptions(id.number())
+    memory::area().encryptions(id.0)
 }
 
 /// What names a version in all databases of the server, and is another one for a version that was rolled
 /// back and made again.
-#[derive(Clone, Copy, Hash)]
-pub(crate) struct VersionId {
-    database: u32,
-    key: u32,
-    version: u32,
-    check_value: [u8; CheckValue::LEN],
-}
+#[derive(Clone, Copy)]
+pub(crate) struct VersionId(u64);
 
 impl VersionId {
     /// What names a version of a key of this database.
     pub(crate) fn new(key: KeyId, version: KeyVersion, check_value: &CheckValue) -> Self {
-        Self {
-            database: this_database(),
-            key: key.get(),
-            version: version.get(),
-            check_value: *check_value.as_bytes(),
-        }
-    }
-
-    fn number(self) -> u64 {
-        number_of(self)
+        let check_value: &[u8; CheckValue::LEN] = check_value.as_bytes();
+        Self(number_of((this_database(), key.get(), version.get(), check_value)))
     }
 }
 

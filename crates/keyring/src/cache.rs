@@ -10,13 +10,13 @@
 //! again, or go on with it while the provider is down) is the caller's to decide.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use envelope::{KeyId, KeyName, KeyVersion};
+use rustc_hash::FxHashMap;
 
 use crate::material::KeyMaterial;
 
@@ -26,7 +26,7 @@ pub struct StatementId(pub u64);
 
 /// The keys that a process has fetched, by id and version. `V` is what it made of their bytes.
 pub struct KeyCache<V = KeyMaterial> {
-    entries: HashMap<(KeyId, KeyVersion), Entry<V>>,
+    entries: FxHashMap<(KeyId, KeyVersion), Entry<V>>,
     /// The entry that was used last: most values in a row have one key.
     last: Option<Rc<CachedKey<V>>>,
     capacity: usize,
@@ -126,7 +126,7 @@ impl<V> KeyCache<V> {
     #[must_use]
     pub fn new(capacity: usize, time_to_live: Duration) -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: FxHashMap::default(),
             last: None,
             capacity: capacity.max(1),
             time_to_live,
