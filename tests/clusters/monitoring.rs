@@ -10,8 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -401,6 +402,18 @@ fn run_queries(session: &mut Client, queries: &[(String, String)]) {
             session.query(sql.as_str(), &[]).unwrap_or_else(|error| panic!("{name}: {error:?}"));
         assert!(began.elapsed() < Duration::from_secs(1), "{name} took {:?}", began.elapsed());
         println!("{name}: {} row(s), {:?}", rows.len(), began.elapsed());
+        if name.ends_with("_bucket")
+            || name.ends_with("pgwatch: encryption_ext_provider_request_duration_seconds")
+        {
+            let bound = if name.contains("pgwatch") { "tag_le" } else { "le" };
+            let buckets =
+                rows.iter().map(|row| (row.get::<_, String>(bound), row.get::<_, i64>("bucket")));
+            let all = "SELECT CASE le WHEN 'Infinity' THEN '+Inf' ELSE le::text END AS le, count
+                         FROM enc_stat_provider_request_time ORDER BY provider, enc_stat_provider_request_time.le";
+            let all = session.query(all, &[]).unwrap();
+            let all = all.iter().map(|row| (row.get::<_, String>(0), row.get::<_, i64>(1)));
+            assert_eq!(buckets.collect::<Vec<_>>(), all.collect::<Vec<_>>(), "{name}");
+        }
         let may_be_empty = name.contains("shared_cache");
         assert!(!rows.is_empty() || may_be_empty, "{name} has no rows");
         for column in rows.iter().flat_map(|row| row.columns()) {
@@ -585,15 +598,19 @@ impl Watch {
         undone();
         self.expect_firing(&[]);
         println!("{name}: ended after {:?}", began.elapsed());
-        let of_this_step = format!(
-            "present_over_time(ALERTS{{alertstate=\"firing\"}}[{}s])",
-            began.elapsed().as_secs().max(1)
-        );
-        let fired = self.prometheus.query(&of_this_step).into_iter();
+        self.expect_fired_since(began, alerts);
+    }
+
+    /// These alerts have fired since then, and no others.
+    #[track_caller]
+    fn expect_fired_since(&self, began: Instant, alerts: &[&str]) {
+        let seconds = began.elapsed().as_secs().max(1);
+        let fired = format!("present_over_time(ALERTS{{alertstate=\"firing\"}}[{seconds}s])");
+        let fired = self.prometheus.query(&fired).into_iter();
         let fired: BTreeSet<_> = fired
             .map(|(labels, _)| text(&labels["alertname"])["EncryptionExt".len()..].to_owned())
             .collect();
-        assert_eq!(fired, alerts.iter().map(|&alert| alert.to_owned()).collect(), "{name}");
+        assert_eq!(fired, alerts.iter().map(|&alert| alert.to_owned()).collect());
     }
 }
 
@@ -704,6 +721,7 @@ fn an_exercise_with_prometheus() {
     watch.expect("provider_breaker_state", 0.0);
     set(&mut admin, &[("cache_ttl", "1h"), ("cache_stale_grace", "4h")]);
     watch.expect_firing(&[]);
+    watch.expect_fired_since(began, &["BreakerOpen", "CacheEndsSoon"]);
     println!("started: {:?}", began.elapsed());
     let asked = requests();
 
@@ -889,6 +907,22 @@ fn a_standby_without_keys_is_seen() {
     watch.expect_firing(&[]);
 }
 
+/// What promtool says of the metrics in an exporter's answer: nothing.
+fn lint(metrics: &str) {
+    let mut promtool = Command::new(program("promtool").unwrap())
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let of_ours: Vec<_> = said.lines().filter(|line| line.starts_with("encryption_ext")).collect();
+    assert_eq!(of_ours, [""; 0], "{said}");
+}
+
 /// What postgres_exporter shows when not every database has the extension.
 #[test]
 fn a_database_without_the_extension_breaks_no_scrape() {
@@ -921,6 +955,7 @@ fn a_database_without_the_extension_breaks_no_scrape() {
 
     // From a database that has it: the server's metrics once, those of each database that has it.
     let metrics = start("one").metrics();
+    lint(&metrics);
     let encrypted = lines(&metrics, "encryption_ext_values_encrypted_total");
     let of = |database: &str, lines: &[String]| {
         let label = format!("datname=\"{database}\"");
