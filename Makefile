@@ -57,6 +57,14 @@ install: build ## Installs both there; DESTDIR is for packagers.
 	install -m 644 encryption_ext.control sql/encryption_ext--*.sql \
 		"$(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension/"
 
+# SCHEMA is the extension's; RUNBOOKS is what comes before docs/operations/ in links to runbooks.
+SCHEMA ?= public
+RUNBOOKS ?=
+
+.PHONY: monitoring
+monitoring: ## Makes build/monitoring: files for exporters, alerts for Prometheus. SCHEMA=, RUNBOOKS=.
+	monitoring/generate --schema "$(SCHEMA)" --runbooks "$(RUNBOOKS)"
+
 .PHONY: require-pg-config
 require-pg-config:
 	@$(PG_CONFIG) --version >/dev/null || { \

@@ -9,6 +9,7 @@ pub mod microburst;
 pub mod ministack;
 pub mod moto;
 pub mod openbao;
+pub mod prometheus;
 pub mod proxy;
 pub mod pykmip;
 pub mod python;

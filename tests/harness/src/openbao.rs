@@ -651,7 +651,7 @@ pub(crate) fn agent_that_trusts(ca_file: &Path) -> Agent {
     agent(tls.build())
 }
 
-fn agent(tls: TlsConfig) -> Agent {
+pub(crate) fn agent(tls: TlsConfig) -> Agent {
     Agent::config_builder()
         .tls_config(tls)
         .proxy(None)
