@@ -1728,7 +1728,9 @@ COMMENT ON VIEW enc_stat_cache_keys IS 'the key versions that this session holds
 -- scope says which. Nothing of it is read from a table or a provider, so it works on a standby, too.
 CREATE FUNCTION encryption.value_statistics(
     OUT datid oid, OUT scope text, OUT encrypted bigint, OUT decrypted bigint, OUT compared bigint,
-    OUT decrypt_failures bigint, OUT denials bigint, OUT served_past_expiry bigint, OUT stats_reset timestamptz)
+    OUT decrypt_failures bigint, OUT denials bigint, OUT served_past_expiry bigint,
+    OUT decrypt_time_seconds double precision, OUT decrypt_time_bounds double precision[],
+    OUT decrypt_time_counts bigint[], OUT stats_reset timestamptz)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_value_statistics';
 
@@ -1742,12 +1744,24 @@ SELECT counted.datid,
        counted.decrypt_failures,
        counted.denials,
        counted.served_past_expiry,
+       counted.decrypt_time_counts[cardinality(counted.decrypt_time_counts)] AS decrypt_time_samples,
+       counted.decrypt_time_seconds,
        counted.stats_reset
   FROM encryption.value_statistics() counted
   LEFT JOIN pg_database database ON database.oid = counted.datid
  ORDER BY counted.datid;
 COMMENT ON VIEW enc_stat IS 'values that were encrypted and decrypted, failures and denials, a row for each database';
 GRANT SELECT ON enc_stat TO PUBLIC;
+
+CREATE VIEW enc_stat_decrypt_time AS
+SELECT counted.datid, database.datname, bucket.le, bucket.count
+  FROM encryption.value_statistics() counted
+  LEFT JOIN pg_database database ON database.oid = counted.datid
+ CROSS JOIN LATERAL unnest(counted.decrypt_time_bounds, counted.decrypt_time_counts) AS bucket (le, count)
+ ORDER BY counted.datid, bucket.le;
+COMMENT ON VIEW enc_stat_decrypt_time IS
+    'how long values took to decrypt, of which one in 1024 is timed: how many took no longer than le seconds';
+GRANT SELECT ON enc_stat_decrypt_time TO PUBLIC;
 
 CREATE FUNCTION enc_stat_reset() RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME';

@@ -56,6 +56,7 @@ struct Backend {
     providers: Providers,
     refresher: Refresher,
     usage: Usage,
+    timing: Timing,
     /// Whether it was seen that the catalog is not that of a restored backup, or the user told.
     knows_if_restored: bool,
 }
@@ -131,6 +132,26 @@ impl InUse {
     fn clear(&mut self) {
         self.authority = None;
         self.versions.clear();
+    }
+}
+
+/// Which decryptions are timed. Sessions begin to count at different numbers: those that decrypt few values are
+/// timed as often as others, and not always at the first.
+struct Timing {
+    /// How many are not, before the next that is.
+    left: u32,
+}
+
+impl Timing {
+    /// The time, if what begins now is to be timed.
+    #[inline]
+    fn starts(&mut self) -> Option<Instant> {
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            return None;
+        }
+        self.left = statistics::TIMED_ONE_IN - 1;
+        Some(Instant::now())
     }
 }
 
@@ -226,7 +247,11 @@ pub(crate) fn decrypting<T>(
     with_backend(|backend| {
         let n = backend.use_version(key_id, version, privilege)?;
         let VersionInUse { key, cached, .. } = &backend.in_use.versions[n];
+        let started = backend.timing.starts();
         let result = body(&cached.name, cipher(&mut backend.derived, cached, salt))?;
+        if let Some(started) = started {
+            statistics::add_decrypt_time(started.elapsed());
+        }
         backend.usage.count(key_id, version, key, Purpose::of(privilege));
         Ok(result)
     })
@@ -425,6 +450,7 @@ impl Backend {
             providers: Providers::default(),
             refresher: Refresher::observed_by(statistics::asked),
             usage: Usage::default(),
+            timing: Timing { left: process_id % statistics::TIMED_ONE_IN },
             knows_if_restored: false,
         }
     }

@@ -118,8 +118,6 @@ sql_function! {
                 let number = |number: u64| {
                     is_counted.then(|| super::statistics::count(number)).flatten()
                 };
-                let bounds = statistics::BOUNDS.iter().map(Duration::as_secs_f64);
-                let buckets = counted.buckets.iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX));
                 let mut row = vec![
                     text(Some(&name))?,
                     scope(statistics::is_shared())?,
@@ -131,8 +129,8 @@ sql_function! {
                 row.extend(counted.errors.map(number));
                 row.extend([
                     (counted.microseconds as f64 / 1e6).into_datum().filter(|_| is_counted),
-                    bounds.chain([f64::INFINITY]).collect::<Vec<_>>().into_datum(),
-                    is_counted.then(|| buckets.collect::<Vec<_>>().into_datum()).flatten(),
+                    super::statistics::bounds(&statistics::BOUNDS),
+                    is_counted.then(|| super::statistics::counts(&counted.buckets)).flatten(),
                     counted.last_success.map(pg_sys::Datum::from),
                     counted.last_failure.map(pg_sys::Datum::from),
                     login_ends.map(|end| pg_sys::Datum::from(clock.of(end))),

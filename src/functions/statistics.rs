@@ -1,6 +1,6 @@
 //! What was counted, and what this session holds of keys. No key bytes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use keyring::secret;
 use pgrx::{IntoDatum, pg_sys};
@@ -28,6 +28,9 @@ sql_function! {
                 count(counted.decrypt_failures),
                 count(denials),
                 count(served_past_expiry),
+                (counted.decrypt_nanoseconds as f64 / 1e9).into_datum(),
+                bounds(&statistics::DECRYPT_BOUNDS),
+                counts(&counted.decrypt_buckets),
                 Some(pg_sys::Datum::from(counted.reset_at)),
             ])
         };
@@ -117,6 +120,18 @@ sql_function! {
         ];
         return_rows(call, &[row])
     }
+}
+
+/// The upper bounds of a histogram's buckets in seconds, with infinity, as a `double precision[]`.
+pub(super) fn bounds(bounds: &[Duration]) -> Option<pg_sys::Datum> {
+    let bounds = bounds.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
+    bounds.collect::<Vec<_>>().into_datum()
+}
+
+/// Counts as a `bigint[]`.
+pub(super) fn counts(counts: &[u64]) -> Option<pg_sys::Datum> {
+    let counts = counts.iter().map(|count| i64::try_from(*count).unwrap_or(i64::MAX));
+    counts.collect::<Vec<_>>().into_datum()
 }
 
 pub(super) fn count(number: impl TryInto<i64>) -> Option<pg_sys::Datum> {

@@ -30,6 +30,9 @@ const PROBES: usize = 64;
 /// Buckets of request times.
 pub(super) const BUCKETS: usize = 12;
 
+/// Buckets of the times of decryptions.
+pub(super) const DECRYPT_BUCKETS: usize = 14;
+
 /// Classes of errors.
 pub(super) const ERRORS: usize = 8;
 
@@ -58,6 +61,9 @@ pub(super) struct Database {
     pub(super) decrypt_failures: AtomicU64,
     pub(super) denials: AtomicU64,
     pub(super) served_past_expiry: AtomicU64,
+    /// Of those decryptions that were timed.
+    pub(super) decrypt_buckets: [AtomicU64; DECRYPT_BUCKETS],
+    pub(super) decrypt_nanoseconds: AtomicU64,
     /// 0 if never.
     pub(super) reset_at: AtomicI64,
 }
@@ -132,14 +138,16 @@ impl Area {
     /// Counts anew for a database and the providers in it.
     pub(super) fn reset(&self, id: u32, now: i64) {
         let database = self.database(id);
-        for counter in [
+        let counters = [
             &database.encrypted,
             &database.decrypted,
             &database.compared,
             &database.decrypt_failures,
             &database.denials,
             &database.served_past_expiry,
-        ] {
+            &database.decrypt_nanoseconds,
+        ];
+        for counter in counters.into_iter().chain(&database.decrypt_buckets) {
             counter.store(0, Ordering::Relaxed);
         }
         database.reset_at.store(now, Ordering::Relaxed);

@@ -17,7 +17,7 @@ use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
 pub(crate) use memory::MEMORY;
-use memory::{BUCKETS, Database, ERRORS, Provider};
+use memory::{BUCKETS, DECRYPT_BUCKETS, Database, ERRORS, Provider};
 
 /// Whether all processes of the server count in one place.
 pub(crate) fn is_shared() -> bool {
@@ -57,6 +57,36 @@ pub(crate) fn decrypt_failed() {
     let database = memory::area().database(this_database());
     database.decrypt_failures.fetch_add(1, Ordering::Relaxed);
 }
+
+/// Which decryptions are timed: one in so many, so that the clock costs a value nothing.
+pub(crate) const TIMED_ONE_IN: u32 = 1024;
+
+/// Adds how long a decryption took that was timed.
+pub(crate) fn add_decrypt_time(took: Duration) {
+    let database = memory::area().database(this_database());
+    let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    let bucket = DECRYPT_BOUNDS.iter().position(|bound| took <= *bound);
+    database.decrypt_buckets[bucket.unwrap_or(DECRYPT_BOUNDS.len())]
+        .fetch_add(1, Ordering::Relaxed);
+    database.decrypt_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+}
+
+/// The upper bounds of the buckets of decryptions' times, but for the last one, which has none.
+pub(crate) const DECRYPT_BOUNDS: [Duration; DECRYPT_BUCKETS - 1] = [
+    Duration::from_nanos(250),
+    Duration::from_nanos(500),
+    Duration::from_micros(1),
+    Duration::from_nanos(2500),
+    Duration::from_micros(5),
+    Duration::from_micros(10),
+    Duration::from_micros(25),
+    Duration::from_micros(50),
+    Duration::from_micros(100),
+    Duration::from_micros(250),
+    Duration::from_millis(1),
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+];
 
 /// Adds encryptions under a version.
 pub(crate) fn add_encryptions(id: VersionId, count: u64) {
@@ -174,6 +204,9 @@ pub(crate) struct DatabaseStatistics {
     pub(crate) database: u32,
     pub(crate) values: Values,
     pub(crate) decrypt_failures: u64,
+    /// The numbers of timed decryptions that took no longer than each of [`DECRYPT_BOUNDS`], and of all.
+    pub(crate) decrypt_buckets: [u64; DECRYPT_BUCKETS],
+    pub(crate) decrypt_nanoseconds: u64,
     pub(crate) reset_at: pg_sys::TimestampTz,
 }
 
@@ -196,6 +229,8 @@ impl DatabaseStatistics {
                 denials: get(&counts.denials),
             },
             decrypt_failures: get(&counts.decrypt_failures),
+            decrypt_buckets: cumulative(&counts.decrypt_buckets),
+            decrypt_nanoseconds: get(&counts.decrypt_nanoseconds),
             reset_at: counts.reset_at.load(Ordering::Relaxed).max(began()),
         }
     }
@@ -223,12 +258,6 @@ pub(crate) fn provider(name: &str) -> Option<ProviderStatistics> {
 
 impl ProviderStatistics {
     fn read(counts: &Provider) -> Self {
-        let mut buckets = counts.buckets.each_ref().map(get);
-        let mut sum = 0;
-        for bucket in &mut buckets {
-            sum += *bucket;
-            *bucket = sum;
-        }
         let at = |time: &std::sync::atomic::AtomicI64| {
             Some(time.load(Ordering::Relaxed)).filter(|time| *time != 0)
         };
@@ -238,7 +267,7 @@ impl ProviderStatistics {
                 memory::OUT_OF_REACH => Some(false),
                 _ => None,
             },
-            buckets,
+            buckets: cumulative(&counts.buckets),
             microseconds: get(&counts.microseconds),
             errors: counts.errors.each_ref().map(get),
             last_success: at(&counts.last_success),
@@ -262,6 +291,15 @@ pub(crate) fn began() -> pg_sys::TimestampTz {
 /// not of a time.
 pub(crate) fn reset() {
     memory::area().reset(this_database(), now());
+}
+
+/// Each bucket with those before it.
+fn cumulative<const N: usize>(buckets: &[AtomicU64; N]) -> [u64; N] {
+    let mut sum = 0;
+    buckets.each_ref().map(|bucket| {
+        sum += get(bucket);
+        sum
+    })
 }
 
 fn get(counter: &AtomicU64) -> u64 {

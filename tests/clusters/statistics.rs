@@ -53,6 +53,31 @@ fn expect_counted(session: &mut Client, expected: [i64; 6]) {
 }
 
 #[test]
+fn one_decryption_in_1024_is_timed() {
+    for preloaded in [true, false] {
+        let Some(cluster) = start("one_decryption_in_1024_is_timed", preloaded) else { return };
+        let mut session = connect(&cluster);
+        assert_eq!(
+            session.value::<i64>("SELECT count(v::text) FROM t, generate_series(1, 1024)"),
+            1_024_000
+        );
+        let timed = "SELECT concat_ws(' ', decrypt_time_samples, decrypt_time_seconds > 1000 * 20e-9,
+                                      decrypt_time_seconds < 60)
+                       FROM enc_stat WHERE datname = current_database()";
+        assert_eq!(session.text(timed), "1000 t t");
+        let histogram = "SELECT concat_ws(' ', count(*), min(le) = 250e-9, max(le) = 'Infinity', max(count),
+                                          bool_and(count >= before), max(count) FILTER (WHERE le = 0.01) > 500)
+                           FROM (SELECT *, lag(count, 1, 0) OVER (ORDER BY le) AS before
+                                   FROM enc_stat_decrypt_time WHERE datname = current_database()) t";
+        assert_eq!(session.text(histogram), "14 t t 1000 t t");
+
+        session.run("SELECT enc_stat_reset()");
+        assert_eq!(session.text(timed), "0 f t");
+        assert_eq!(session.text(histogram), "14 t t 0 t f");
+    }
+}
+
+#[test]
 fn all_sessions_and_workers_are_counted_exactly() {
     let Some(mut cluster) = start("all_sessions_and_workers_are_counted_exactly", true) else {
         return;

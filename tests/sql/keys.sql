@@ -167,6 +167,7 @@ SELECT provider, scope, requests >= errors AND requests = (SELECT max(b.count)
   FROM enc_stat_provider p WHERE provider = 'file';
 SET ROLE regress_nobody;
 SELECT count(*) FROM enc_stat;
+SELECT count(*) FROM enc_stat_decrypt_time;
 SELECT count(*) FROM enc_stat_provider;
 SELECT count(*) FROM enc_stat_provider_request_time;
 SELECT enc_stat_reset();
