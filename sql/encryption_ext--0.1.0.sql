@@ -1764,7 +1764,8 @@ CREATE FUNCTION encryption.provider_statistics(
     OUT errors_login bigint, OUT errors_denied bigint, OUT errors_not_found bigint, OUT errors_invalid bigint,
     OUT errors_other bigint, OUT request_seconds double precision, OUT request_bounds double precision[],
     OUT request_counts bigint[], OUT last_success timestamptz, OUT last_failure timestamptz,
-    OUT token_expires timestamptz, OUT stats_reset timestamptz)
+    OUT token_expires timestamptz, OUT certificate_expires timestamptz, OUT client_certificate_expires timestamptz,
+    OUT stats_reset timestamptz)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_provider_statistics';
 -- It tells when the server can be without its keys.
@@ -1774,9 +1775,11 @@ GRANT EXECUTE ON FUNCTION encryption.provider_statistics() TO pg_monitor;
 CREATE VIEW enc_stat_provider AS
 SELECT provider, scope, reachable, breaker, requests, errors, errors_unreachable, errors_timed_out,
        errors_throttled, errors_login, errors_denied, errors_not_found, errors_invalid, errors_other,
-       request_seconds, last_success, last_failure, token_expires, stats_reset
+       request_seconds, last_success, last_failure, token_expires, certificate_expires, client_certificate_expires,
+       stats_reset
   FROM encryption.provider_statistics();
-COMMENT ON VIEW enc_stat_provider IS 'providers of keys: whether they can be reached, requests, errors, the end of logins';
+COMMENT ON VIEW enc_stat_provider IS
+    'providers of keys: whether they can be reached, requests, errors, the end of logins and certificates';
 
 CREATE VIEW enc_stat_provider_request_time AS
 SELECT p.provider, bucket.le, bucket.count
@@ -5245,6 +5248,27 @@ SELECT 'login', p.provider,
             THEN format('Renew the credentials, and SELECT * FROM enc_check_provider(%L);', p.provider) END
   FROM provider p
  WHERE p.kind NOT IN ('file', 'command')
+UNION ALL
+-- The certificates of TLS that requests have used: when they end, the provider is out of reach.
+SELECT c.check_name, c.provider,
+       CASE WHEN c.expires < clock_timestamp() + interval '7 days' THEN 'warning' ELSE 'ok' END,
+       CASE WHEN c.expires < clock_timestamp()
+            THEN format('%s ended at %s', c.what, to_char(c.expires, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            WHEN c.expires IS NOT NULL
+            THEN format('%s ends at %s', c.what, to_char(c.expires, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            ELSE format('none was used by this %s', CASE c.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+       CASE WHEN c.expires < clock_timestamp() + interval '7 days' THEN c.remedy END
+  FROM (SELECT 'certificate' AS check_name, s.provider, s.scope, 'the certificate of its server' AS what,
+               s.certificate_expires AS expires,
+               format('Renew it at the server, and SELECT * FROM enc_check_provider(%L);', s.provider) AS remedy
+          FROM encryption.provider_statistics() s
+         UNION ALL
+        SELECT 'client_certificate', s.provider, s.scope, 'the certificate that it is shown',
+               s.client_certificate_expires,
+               format('Replace the files of the client certificate and its key, and SELECT * FROM enc_check_provider(%L);', s.provider)
+          FROM encryption.provider_statistics() s WHERE s.client_certificate_expires IS NOT NULL) c
+  JOIN provider p ON p.provider = c.provider
+ WHERE p.kind IN ('vault', 'vault_transit', 'aws_kms', 'gcp_kms', 'azure_key_vault', 'kmip')
 $$;
 
 -- Each key: that it can encrypt, that what its provider has is the right one, when it is to be rotated,

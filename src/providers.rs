@@ -255,7 +255,8 @@ impl Made {
         let started = Instant::now();
         let result = self.with_shared_login(call);
         let failure = result.as_ref().err().map(|error| error.kind);
-        statistics::asked(&self.name, started.elapsed(), failure);
+        let certificates = self.provider.certificates();
+        statistics::asked(&self.name, started.elapsed(), failure, certificates);
         self.record(&result);
         events::asked(&self.name, &before, &self.breaker());
         if keyring::logins::take() > 0 {

@@ -136,6 +136,8 @@ sql_function! {
                     counted.last_success.map(pg_sys::Datum::from),
                     counted.last_failure.map(pg_sys::Datum::from),
                     login_ends.map(|end| pg_sys::Datum::from(clock.of(end))),
+                    counted.certificate_expires.map(pg_sys::Datum::from),
+                    counted.client_certificate_expires.map(pg_sys::Datum::from),
                     is_counted.then(|| pg_sys::Datum::from(counted.reset_at)),
                 ]);
                 Ok(row)

@@ -75,6 +75,8 @@ pub(super) struct Provider {
     /// 0 if never.
     pub(super) last_success: AtomicI64,
     pub(super) last_failure: AtomicI64,
+    pub(super) certificate_expires: AtomicI64,
+    pub(super) client_certificate_expires: AtomicI64,
     pub(super) reset_at: AtomicI64,
 }
 

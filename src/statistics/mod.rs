@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envelope::{KeyId, KeyVersion};
-use keyring::provider::ProviderErrorKind;
+use keyring::provider::{Certificates, ProviderErrorKind};
 use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
@@ -98,9 +98,14 @@ impl VersionId {
     }
 }
 
-/// Counts a request to a provider: how long it took, and of what kind its error was. Calls nothing of
-/// PostgreSQL's, as a thread calls it too.
-pub(crate) fn asked(provider: &str, took: Duration, error: Option<ProviderErrorKind>) {
+/// Counts a request to a provider: how long it took, and of what kind its error was; and takes notice of the
+/// certificates that it has used. Calls nothing of PostgreSQL's, as a thread calls it too.
+pub(crate) fn asked(
+    provider: &str,
+    took: Duration,
+    error: Option<ProviderErrorKind>,
+    certificates: Certificates,
+) {
     let database = this_database();
     let Some(counts) = memory::area().provider(database, number_of((database, provider))) else {
         return;
@@ -114,6 +119,16 @@ pub(crate) fn asked(provider: &str, took: Duration, error: Option<ProviderErrorK
         Some(kind) => {
             counts.errors[ErrorClass::of(kind) as usize].fetch_add(1, Ordering::Relaxed);
             counts.last_failure.store(now(), Ordering::Relaxed);
+        }
+    }
+    let Certificates { server_expires, client_expires } = certificates;
+    for (place, expires) in [
+        (&counts.certificate_expires, server_expires),
+        (&counts.client_certificate_expires, client_expires),
+    ] {
+        // A request that failed may have come to no handshake: what was known before stays.
+        if error.is_none() || expires.is_some() {
+            place.store(expires.map_or(0, time_of), Ordering::Relaxed);
         }
     }
     // A refusal is an answer; a request that was given up says nothing.
@@ -225,6 +240,8 @@ pub(crate) struct ProviderStatistics {
     pub(crate) errors: [u64; ERRORS],
     pub(crate) last_success: Option<pg_sys::TimestampTz>,
     pub(crate) last_failure: Option<pg_sys::TimestampTz>,
+    pub(crate) certificate_expires: Option<pg_sys::TimestampTz>,
+    pub(crate) client_certificate_expires: Option<pg_sys::TimestampTz>,
     pub(crate) reset_at: pg_sys::TimestampTz,
 }
 
@@ -256,6 +273,8 @@ impl ProviderStatistics {
             errors: counts.errors.each_ref().map(get),
             last_success: at(&counts.last_success),
             last_failure: at(&counts.last_failure),
+            certificate_expires: at(&counts.certificate_expires),
+            client_certificate_expires: at(&counts.client_certificate_expires),
             reset_at: counts.reset_at.load(Ordering::Relaxed).max(began()),
         }
     }
@@ -283,9 +302,14 @@ fn get(counter: &AtomicU64) -> u64 {
 
 /// The present time, as PostgreSQL stores it, without asking PostgreSQL.
 fn now() -> pg_sys::TimestampTz {
+    time_of(SystemTime::now())
+}
+
+/// A time, as PostgreSQL stores it.
+fn time_of(time: SystemTime) -> pg_sys::TimestampTz {
     /// From 1970 to 2000, in microseconds (`src/include/datatype/timestamp.h`).
     const EPOCH: i64 = 946_684_800_000_000;
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX).saturating_sub(EPOCH)
 }
 

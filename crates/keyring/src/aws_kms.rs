@@ -23,7 +23,7 @@ use envelope::{DataKey, KeyName};
 use crate::call::RequestLimits;
 use crate::options::configuration;
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
+    self, Certificates, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
     ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
@@ -181,6 +181,10 @@ impl Provider for AwsKmsProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 }
 

@@ -6,7 +6,7 @@
 //! the extension stores wrapped in its catalog.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use envelope::{DataKey, KeyName, KeyVersion};
 use zeroize::Zeroizing;
@@ -108,6 +108,20 @@ pub trait Provider: Send {
 
     /// Takes a login that another process with the same settings has made.
     fn take_login(&mut self, _login: Login) {}
+
+    /// Until when the certificates of TLS are good that were used last. Nothing is sent for that.
+    fn certificates(&self) -> Certificates {
+        Certificates::default()
+    }
+}
+
+/// Until when the certificates of TLS are good that a provider has used last; `None` where it has used none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Certificates {
+    /// The one that its server has shown.
+    pub server_expires: Option<SystemTime>,
+    /// The one that it shows to the server.
+    pub client_expires: Option<SystemTime>,
 }
 
 /// What a login gave.

@@ -23,8 +23,8 @@ use crate::address;
 use crate::call::RequestLimits;
 use crate::options::configuration;
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion, Provider,
-    ProviderError, ProviderErrorKind, WrappedKey,
+    self, Certificates, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion,
+    Provider, ProviderError, ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
 
@@ -401,6 +401,10 @@ impl Provider for VaultProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 
     fn login(&self) -> Option<Login> {

@@ -12,7 +12,7 @@ use envelope::{DataKey, KeyName, KeyVersion};
 use harness::kubernetes::TokenReviewer;
 use harness::openbao::{self, ClientAuthority, JwtIssuer, OpenBao};
 use keyring::call::RequestLimits;
-use keyring::provider::{MadeVersion, Provider, ProviderError, ProviderErrorKind};
+use keyring::provider::{Certificates, MadeVersion, Provider, ProviderError, ProviderErrorKind};
 use keyring::vault::{VaultOptions, VaultProvider};
 use keyring::version::{Keyspace, VersionId};
 use serde_json::{Value, json};
@@ -568,6 +568,7 @@ fn a_client_certificate_logs_in() {
     let mut vault = setup.provider();
     assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
     assert_eq!(name_of_newest(), "db1");
+    contract::tells_when_certificates_end(&vault, true);
 
     // Replaced on disk: the next login shows the new one, in a new connection.
     let (certificate, key) = authority.sign("db2");
@@ -923,4 +924,8 @@ fn it_keeps_the_contract() {
         is_envelope: false,
         binds_version: false,
     });
+    // Without TLS there are no certificates.
+    let mut vault = setup.provider();
+    make(&mut vault, "without_tls").unwrap();
+    assert_eq!(vault.certificates(), Certificates::default());
 }

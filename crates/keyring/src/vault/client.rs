@@ -14,7 +14,9 @@ use super::settings::Vault;
 use crate::call;
 use crate::http::{self as transport, Http};
 use crate::logins;
-use crate::provider::{Finding, Interrupt, Login as SharedLogin, ProviderError, ProviderErrorKind};
+use crate::provider::{
+    Certificates, Finding, Interrupt, Login as SharedLogin, ProviderError, ProviderErrorKind,
+};
 
 /// While a cluster changes its leader, which takes up to two seconds, it answers 400 or 5xx and then
 /// 404 for what exists. A 404 so soon after an error is not believed at once.
@@ -69,6 +71,11 @@ impl Client {
     /// Closes the connections that are open.
     pub(crate) fn close_connections(&mut self) {
         self.http.close_connections();
+    }
+
+    /// Until when the certificates are good that were used last.
+    pub(crate) fn certificates(&self) -> Certificates {
+        self.http.certificates()
     }
 
     /// The login that there is, for other processes.
