@@ -159,10 +159,12 @@ impl Providers {
         &mut self,
         name: &str,
         interrupt: Box<dyn Interrupt>,
-    ) -> Result<Box<dyn Provider>, Error> {
+    ) -> Result<Separate, Error> {
         let failed = |error| Error::Provider { provider: name.to_owned(), key: None, error };
         let configured = self.configured(name, failed)?;
-        configured.provider(settings::request_limits(), interrupt).map_err(failed)
+        let provider =
+            configured.provider(settings::request_limits(), interrupt).map_err(failed)?;
+        Ok(Separate { name: name.to_owned(), provider })
     }
 
     /// What the settings or the provider file say now about the provider with this name.
@@ -252,11 +254,7 @@ impl Made {
     ) -> Result<T, ProviderError> {
         self.admit()?;
         let before = self.breaker();
-        let started = Instant::now();
         let result = self.with_shared_login(call);
-        let failure = result.as_ref().err().map(|error| error.kind);
-        let certificates = self.provider.certificates();
-        statistics::asked(&self.name, started.elapsed(), failure, certificates);
         self.record(&result);
         events::asked(&self.name, &before, &self.breaker());
         if keyring::logins::take() > 0 {
@@ -280,14 +278,14 @@ impl Made {
         call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
     ) -> Result<T, ProviderError> {
         if !shared::is_there() {
-            return call(self.provider.as_mut());
+            return counted(&self.name, self.provider.as_mut(), call);
         }
         if let Some((number, login)) = logins::get(self.fingerprint, self.login) {
             self.login = number;
             self.provider.take_login(login);
         }
         let before = self.provider.login();
-        let result = call(self.provider.as_mut());
+        let result = counted(&self.name, self.provider.as_mut(), call);
         match self.provider.login() {
             Some(after) if Some(&after) != before.as_ref() => {
                 self.login = logins::put(self.fingerprint, &after);
@@ -318,6 +316,51 @@ impl Made {
             false => self.breaker.is_calm(Instant::now()),
         }
     }
+}
+
+/// A provider that one function has for itself.
+pub(crate) struct Separate {
+    name: String,
+    provider: Box<dyn Provider>,
+}
+
+impl Separate {
+    /// Calls the provider about a key, if it is about one.
+    ///
+    /// # Errors
+    ///
+    /// What `call` returns; of a wait that was interrupted PostgreSQL's own error is raised.
+    pub(crate) fn call<T>(
+        &mut self,
+        key: Option<&KeyName>,
+        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+    ) -> Result<T, Error> {
+        let result = counted(&self.name, self.provider.as_mut(), call);
+        // The logins of one that keeps none are not told of, also not with those of another.
+        let _ = keyring::logins::take();
+        result.map_err(|error| {
+            raise_if_interrupted(&error);
+            Error::Provider { provider: self.name.clone(), key: key.cloned(), error }
+        })
+    }
+
+    /// Closes the connections that are open.
+    pub(crate) fn close_connections(&mut self) {
+        self.provider.close_connections();
+    }
+}
+
+/// Calls a provider, and counts the request.
+fn counted<T>(
+    name: &str,
+    provider: &mut dyn Provider,
+    call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+) -> Result<T, ProviderError> {
+    let started = Instant::now();
+    let result = call(provider);
+    let failure = result.as_ref().err().map(|error| error.kind);
+    statistics::asked(name, started.elapsed(), failure, provider.certificates());
+    result
 }
 
 /// What a keyring file's settings leave to the server: where the data directory is, and whether there

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Instant;
 
-use keyring::provider::Provider;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::key_name;
@@ -14,7 +13,7 @@ use super::rows::{Row, return_rows};
 use crate::catalog::{Key, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
-use crate::providers::interrupt_pending;
+use crate::providers::{Separate, interrupt_pending};
 use crate::varlena::text_datum;
 use crate::{access, keys};
 
@@ -49,7 +48,7 @@ sql_function! {
 /// Providers of this check's own: what this session remembers of failures is left aside, and one that
 /// is out of reach is asked once.
 #[derive(Default)]
-pub(super) struct Opener(HashMap<String, Result<Box<dyn Provider>, Failure>>);
+pub(super) struct Opener(HashMap<String, Result<Separate, Failure>>);
 
 /// What is said of the other versions of a provider that failed.
 #[derive(Clone)]
@@ -76,7 +75,7 @@ impl Opener {
                 .map_err(|error| Failure::from(&error))
         });
         let result = match provider {
-            Ok(provider) => verify(provider.as_mut(), key, version),
+            Ok(provider) => verify(provider, key, version),
             Err(failure) => return Err(failure.clone()),
         };
         let Err(error) = result else { return Ok(()) };
@@ -89,7 +88,7 @@ impl Opener {
     }
 
     pub(super) fn close(&mut self) {
-        self.0.values_mut().flatten().for_each(|provider| provider.close_connections());
+        self.0.values_mut().flatten().for_each(Separate::close_connections);
     }
 }
 
