@@ -164,7 +164,7 @@ impl Providers {
         let configured = self.configured(name, failed)?;
         let provider =
             configured.provider(settings::request_limits(), interrupt).map_err(failed)?;
-        Ok(Separate { name: name.to_owned(), provider })
+        Ok(Separate { name: name.to_owned(), kind: configured.kind, provider })
     }
 
     /// What the settings or the provider file say now about the provider with this name.
@@ -236,6 +236,7 @@ impl Made {
         let id = version_id(key, version);
         let result = self
             .call(|provider| provider.open(&id, &version.reference, version.wrapped.as_deref()));
+        note_answer(key, version, result.as_ref().err());
         if let Err(error) = &result
             && matches!(
                 error.kind,
@@ -320,7 +321,8 @@ impl Made {
 
 /// A provider that one function has for itself.
 pub(crate) struct Separate {
-    name: String,
+    pub(crate) name: String,
+    pub(crate) kind: ProviderKind,
     provider: Box<dyn Provider>,
 }
 
@@ -373,6 +375,12 @@ fn complete_file(name: &str, configured: &mut Configured) -> Result<(), Error> {
     let may_create = if catalog::uses_provider(name)? { "no" } else { "yes" };
     configured.settings.insert("may_create".to_owned(), may_create.to_owned());
     Ok(())
+}
+
+/// Takes notice of whether a provider has a version that it was asked for.
+pub(crate) fn note_answer(key: &Key, version: &Version, error: Option<&ProviderError>) {
+    let id = statistics::VersionId::new(key.name.id(), version.number, &version.check_value);
+    statistics::version_asked(id, error.map(|error| error.kind));
 }
 
 /// Raises PostgreSQL's own error, which says who or what ended the statement, if that is why a provider's

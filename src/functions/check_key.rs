@@ -1,7 +1,7 @@
 //! Whether this server can open the versions of keys: asked on every node before a version that was
 //! made is made active.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::key_name;
 use super::providers::{all_keys, usable, verify};
+use super::retention;
 use super::rows::{Row, return_rows};
 use crate::catalog::{Key, Version};
 use crate::errors::Error;
@@ -39,6 +40,7 @@ sql_function! {
                 let result = opener.open(key, version);
                 rows.push(row(key, version, started, result)?);
             }
+            opener.look_at_retention(key);
         }
         opener.close();
         return_rows(call, &rows)
@@ -85,6 +87,16 @@ impl Opener {
             *provider = Err(failure.clone());
         }
         Err(failure)
+    }
+
+    /// Takes notice of how many of a key's versions its providers keep, those that have answered.
+    fn look_at_retention(&mut self, key: &Key) {
+        let of_key: BTreeSet<_> = usable(key).map(|version| &version.provider).collect();
+        for name in of_key {
+            if let Some(Ok(provider)) = self.0.get_mut(name) {
+                retention::look(provider, key);
+            }
+        }
     }
 
     pub(super) fn close(&mut self) {

@@ -10,6 +10,7 @@ use keyring::version::VersionId;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::lifecycle::{configured_provider, owned_key, refuse_if_changed};
+use super::retention;
 use super::rows::{Row, return_rows};
 use crate::catalog::log::Event;
 use crate::catalog::write::{as_owner, refuse_if_read_only};
@@ -17,7 +18,7 @@ use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::keys;
-use crate::providers::{Separate, interrupt_pending, version_id};
+use crate::providers::{Separate, interrupt_pending, note_answer, version_id};
 use crate::varlena::text_datum;
 
 /// The key that a provider's check names: no key has the name, so nothing is at stake.
@@ -146,6 +147,9 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
                 return Ok(reports);
             }
         }
+        if usable(&key).any(|version| of_provider(&version)) {
+            retention::look(&mut provider, &key);
+        }
     }
     provider.close_connections();
     Ok(reports)
@@ -171,7 +175,10 @@ fn try_database_key(provider: &mut Separate) -> Result<Option<Report>, Error> {
 /// Has a provider open a version, and sees that it is the right key.
 pub(super) fn verify(provider: &mut Separate, key: &Key, version: &Version) -> Result<(), Error> {
     let data_key = provider.call(Some(&key.name), |provider| {
-        provider.open(&version_id(key, version), &version.reference, version.wrapped.as_deref())
+        let id = version_id(key, version);
+        let result = provider.open(&id, &version.reference, version.wrapped.as_deref());
+        note_answer(key, version, result.as_ref().err());
+        result
     })?;
     keys::verify_check_value(key, version, &data_key)
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envelope::{KeyId, KeyVersion};
-use keyring::provider::{Certificates, ProviderErrorKind};
+use keyring::provider::{Certificates, ProviderErrorKind, Retention};
 use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
@@ -70,6 +70,72 @@ pub(crate) fn add_encryptions(id: VersionId, count: u64) {
 /// Encryptions under a version that were counted; `None` if there is no place for them.
 pub(crate) fn encryptions(id: VersionId) -> Option<u64> {
     memory::area().encryptions(id.number())
+}
+
+/// Takes notice of whether a provider that was asked for a version has it.
+pub(crate) fn version_asked(id: VersionId, error: Option<ProviderErrorKind>) {
+    use ProviderErrorKind::{KeyMissing, VersionMissing};
+
+    match error {
+        None => {
+            if let Some(version) = memory::area().known_version(id.number()) {
+                version.is_missing.store(0, Ordering::Relaxed);
+            }
+        }
+        Some(KeyMissing | VersionMissing) => {
+            if let Some(version) = memory::area().version(id.number()) {
+                version.is_missing.store(1, Ordering::Relaxed);
+            }
+        }
+        // Nothing that tells.
+        Some(_) => {}
+    }
+}
+
+/// Whether the provider of a version has said, when it was asked last, that it hasn't got it.
+pub(crate) fn is_missing(id: VersionId) -> bool {
+    let version = memory::area().known_version(id.number());
+    version.is_some_and(|version| version.is_missing.load(Ordering::Relaxed) != 0)
+}
+
+/// How many versions of a key a provider keeps, as far as it was seen.
+#[derive(Clone, Copy)]
+pub(crate) struct SeenRetention {
+    /// The provider's own numbers.
+    pub(crate) oldest: u32,
+    pub(crate) newest: u32,
+    pub(crate) versions: u32,
+    pub(crate) max_versions: u32,
+}
+
+/// Takes notice of how many versions of a key a provider keeps; of what is only assumed as of what is not known.
+pub(crate) fn retention_seen(provider: &str, key: KeyId, retention: &Retention) {
+    let &Retention { oldest, newest, versions, max_versions, is_assumed, .. } = retention;
+    if let Some(place) = memory::area().retention(retention_of(provider, key)) {
+        let both = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        let newest_and_max = if is_assumed { 0 } else { both(newest, max_versions) };
+        place.oldest_and_versions.store(both(oldest, versions), Ordering::Relaxed);
+        place.newest_and_max.store(newest_and_max, Ordering::Release);
+    }
+}
+
+/// How many versions of a key a provider keeps, if that was seen.
+pub(crate) fn retention(provider: &str, key: KeyId) -> Option<SeenRetention> {
+    let place = memory::area().known_retention(retention_of(provider, key))?;
+    let newest_and_max = place.newest_and_max.load(Ordering::Acquire);
+    let oldest_and_versions = place.oldest_and_versions.load(Ordering::Relaxed);
+    let (high, low) = (|both: u64| (both >> 32) as u32, |both: u64| both as u32);
+    let max_versions = Some(low(newest_and_max)).filter(|max| *max != 0)?;
+    Some(SeenRetention {
+        oldest: high(oldest_and_versions),
+        newest: high(newest_and_max),
+        versions: low(oldest_and_versions),
+        max_versions,
+    })
+}
+
+fn retention_of(provider: &str, key: KeyId) -> u64 {
+    number_of((this_database(), provider, key.get()))
 }
 
 /// What names a version in all databases of the server, and is another one for a version that was rolled

@@ -201,6 +201,11 @@ fn a_certificate_that_ends_soon_is_told() {
     ];
     assert_eq!(monitor.texts(certificates).into_iter().flatten().collect::<Vec<_>>(), expected);
 
+    // What all sessions share is told as what the server knows.
+    let told = "SELECT count(*) FILTER (WHERE detail LIKE '%this server%') > 5
+                       AND count(*) FILTER (WHERE detail LIKE '%session%') = 0 FROM enc_health()";
+    assert_eq!(monitor.text(told), "t");
+
     // Replaced at the server by one that ends on another day.
     let mut replace = |ends: SystemTime| {
         setup.server.replace_certificate(ends);

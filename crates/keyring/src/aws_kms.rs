@@ -147,7 +147,7 @@ impl Provider for AwsKmsProvider {
         let answer = self.client.call(Action::GenerateDataKey, parameters, deadline)?;
         let made = answer.wrapped_key().zip(answer.plaintext());
         let (WrappedKey { reference, wrapped }, key) = made.ok_or_else(|| self.client.invalid())?;
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(

@@ -208,7 +208,7 @@ impl Provider for AzureKeyVaultProvider {
         let deadline = self.client.deadline();
         let key = provider::generate_key()?;
         let WrappedKey { reference, wrapped } = self.wrap(&key, deadline)?;
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(

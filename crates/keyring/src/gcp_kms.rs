@@ -176,7 +176,7 @@ impl Provider for GcpKmsProvider {
         let deadline = self.client.deadline();
         let key = provider::generate_key()?;
         let WrappedKey { reference, wrapped } = self.encrypt(id, &key, deadline)?;
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(

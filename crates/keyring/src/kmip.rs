@@ -192,7 +192,6 @@ impl Provider for KmipProvider {
             wrapped: None,
             key,
             number: Some(number),
-            warning: None,
         })
     }
 

@@ -295,7 +295,6 @@ impl Provider for VaultTransitProvider {
             wrapped: Some(ciphertext.into_bytes()),
             key,
             number: None,
-            warning: None,
         })
     }
 
