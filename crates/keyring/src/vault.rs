@@ -204,13 +204,12 @@ impl VaultProvider {
 
     /// What is set at a path; `None` if the policy does not let us see.
     fn limits(&mut self, path: &str, deadline: Instant) -> Result<Option<Limits>, ProviderError> {
-        match self.client.request(Method::Get, path, None, deadline) {
+        Ok(match self.client.read_if_allowed(path, deadline)? {
+            None => None,
             // A secret that is not there yet.
-            Ok(answer) if answer.is_nothing_there() => Ok(Some(Limits::default())),
-            Ok(answer) => Ok(answer.limits()),
-            Err(Refusal::Denied(_)) => Ok(None),
-            Err(Refusal::Failed(error)) => Err(error),
-        }
+            Some(answer) if answer.is_nothing_there() => Some(Limits::default()),
+            Some(answer) => answer.limits(),
+        })
     }
 
     fn path(&self, kind: &str, name: &KeyName) -> String {
@@ -334,19 +333,21 @@ impl Provider for VaultProvider {
 
     fn retention(&mut self, name: &KeyName) -> Result<Option<Retention>, ProviderError> {
         let deadline = self.client.deadline();
+        // What says less than was seen a moment ago is not believed.
+        let seen = self.discovered.as_ref().filter(|(found, _)| found == name);
+        let seen = seen.map_or(0, |(_, newest)| *newest);
         let of_secret = self.limits(&self.path("metadata", name), deadline)?;
+        let of_secret = of_secret.filter(|limits| limits.newest >= seen);
         let of_mount = self.limits(&format!("{}/config", self.mount), deadline)?;
         // The larger of both counts ("KeyMetadata.AddVersion" in vault-plugin-secrets-kv's path_data.go).
         let limits: Vec<_> = of_secret.iter().chain(&of_mount).copied().collect();
         let set = limits.iter().map(|limits| limits.max_versions).max().filter(|max| *max != 0);
         let is_assumed = of_secret.is_none() || (set.is_none() && of_mount.is_none());
         let max_versions = set.unwrap_or(DEFAULT_MAX_VERSIONS);
-        let Limits { oldest, newest, versions, .. } = match (of_secret, &self.discovered) {
-            (Some(of_secret), _) => of_secret,
-            (None, Some((found, newest))) if found == name => {
-                Limits { newest: *newest, ..Limits::default() }
-            }
-            (None, _) => {
+        let Limits { oldest, newest, versions, .. } = match of_secret {
+            Some(of_secret) => of_secret,
+            None if seen != 0 => Limits { newest: seen, ..Limits::default() },
+            None => {
                 let newest = self.read(name, None, deadline)?.version;
                 Limits { newest, ..Limits::default() }
             }

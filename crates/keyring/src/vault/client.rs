@@ -112,6 +112,29 @@ impl Client {
         Ok(answer)
     }
 
+    /// Reads what the policies of the login may well not allow; `None` if they don't. Such a denial is no
+    /// reason to log in again, as it is in [`Client::request`]: this follows a request that was allowed.
+    pub(crate) fn read_if_allowed(
+        &mut self,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Option<Answer>, ProviderError> {
+        loop {
+            let (token, _) = self.token(deadline)?;
+            let path = path.to_owned();
+            let request = Request { method: Method::Get, path, token: Some(token), body: None };
+            let answer = self.send(request, deadline)?;
+            match answer.status {
+                404 if self.is_just_after_error() => {
+                    call::pause(BEFORE_ASKING_AGAIN, deadline, &*self.interrupt)?;
+                }
+                200 | 404 => return Ok(Some(answer)),
+                403 => return Ok(None),
+                _ => return Err(self.unexpected(&answer)),
+            }
+        }
+    }
+
     /// Whether a server that has changed its leader may not know yet what it has.
     fn is_just_after_error(&self) -> bool {
         self.last_error.is_some_and(|at| at.elapsed() < AFTER_ERROR)
