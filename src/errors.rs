@@ -11,7 +11,7 @@
 use std::ffi::{c_char, c_int};
 
 use envelope::{FormatError, KeyId, KeyName, KeyNameError, KeyVersion};
-use keyring::provider::{ProviderError, ProviderErrorKind};
+use keyring::provider::{ProviderError, ProviderErrorKind, Retention};
 
 use crate::varlena::palloc_cstring;
 
@@ -19,308 +19,110 @@ use crate::varlena::palloc_cstring;
 #[derive(Debug)]
 pub(crate) enum Error {
     // Keys: names, versions, states.
-    KeyNameInvalid {
-        name: String,
-        why: KeyNameError,
-    },
-    KeyNameReserved {
-        name: KeyName,
-    },
-    KeyUnknown {
-        key: String,
-    },
-    KeyExists {
-        name: KeyName,
-    },
-    KeyIdCollision {
-        name: KeyName,
-        other: String,
-    },
-    KeyVersionUnknown {
-        key: String,
-        version: i64,
-    },
-    KeyVersionPending {
-        key: KeyName,
-        version: KeyVersion,
-    },
-    KeyVersionDisabled {
-        key: KeyName,
-        version: KeyVersion,
-    },
-    KeyVersionDestroyed {
-        key: KeyName,
-        version: KeyVersion,
-    },
-    KeyWithoutActiveVersion {
-        key: KeyName,
-    },
-    KeyVersionActive {
-        key: KeyName,
-        version: KeyVersion,
-    },
-    KeyCheckValueWrong {
-        key: KeyName,
-        version: KeyVersion,
-        provider: String,
-    },
-    KeyVersionsExhausted {
-        key: KeyName,
-    },
-    KeyVersionWouldBeDropped {
-        key: KeyName,
-        version: KeyVersion,
-        provider: String,
-        max_versions: u32,
-        is_assumed: bool,
-        hint: String,
-    },
-    KeyChangedMeanwhile {
-        key: KeyName,
-    },
-    KeyUnavailableHere {
-        key: String,
-    },
+    KeyNameInvalid { name: String, why: KeyNameError },
+    KeyNameReserved { name: KeyName },
+    KeyUnknown { key: String },
+    KeyExists { name: KeyName },
+    KeyIdCollision { name: KeyName, other: String },
+    KeyVersionUnknown { key: String, version: i64 },
+    KeyVersionPending { key: KeyName, version: KeyVersion },
+    KeyVersionDisabled { key: KeyName, version: KeyVersion },
+    KeyVersionDestroyed { key: KeyName, version: KeyVersion },
+    KeyWithoutActiveVersion { key: KeyName },
+    KeyVersionActive { key: KeyName, version: KeyVersion },
+    KeyCheckValueWrong { key: KeyName, version: KeyVersion, provider: String },
+    KeyVersionsExhausted { key: KeyName },
+    KeyVersionNotKept { key: KeyName, version: KeyVersion, provider: String, kept: Box<Retention> },
+    KeyChangedMeanwhile { key: KeyName },
+    KeyUnavailableHere { key: String },
     DigestVersionUnset,
-    DigestVersionInUse {
-        version: KeyVersion,
-    },
-    KeyInfoInvalid {
-        why: &'static str,
-        expected: &'static str,
-    },
-    RotationPeriodMissing {
-        key: KeyName,
-    },
-    KeyVersionRetained {
-        key: KeyName,
-        version: KeyVersion,
-        backup: String,
-    },
-    BackupUnknown {
-        label: String,
-    },
+    DigestVersionInUse { version: KeyVersion },
+    KeyInfoInvalid { why: &'static str, expected: &'static str },
+    RotationPeriodMissing { key: KeyName },
+    KeyVersionRetained { key: KeyName, version: KeyVersion, backup: String },
+    BackupUnknown { label: String },
 
     // Who may.
-    PermissionDenied {
-        key: KeyName,
-        privilege: &'static str,
-    },
-    NotKeyOwner {
-        key: KeyName,
-    },
-    PrivilegeUnknown {
-        privilege: String,
-    },
-    ArgumentNull {
-        number: usize,
-    },
+    PermissionDenied { key: KeyName, privilege: &'static str },
+    NotKeyOwner { key: KeyName },
+    PrivilegeUnknown { privilege: String },
+    ArgumentNull { number: usize },
 
     // Types.
-    ModifierInvalid {
-        why: &'static str,
-    },
-    WithoutKey {
-        object: String,
-        type_name: String,
-    },
-    OrderedIndexRefused {
-        operator_class: &'static str,
-    },
+    ModifierInvalid { why: &'static str },
+    WithoutKey { object: String, type_name: String },
+    OrderedIndexRefused { operator_class: &'static str },
     CollationUnknown,
-    NormalFormUnknown {
-        name: String,
-    },
-    NormalFormUnavailable {
-        name: &'static str,
-    },
+    NormalFormUnknown { name: String },
+    NormalFormUnavailable { name: &'static str },
     DigestDomainTooLong,
     ArmorRefused,
-    ArmorNotPermitted {
-        key_id: KeyId,
-    },
-    SubstituteInDefinition {
-        key: String,
-    },
-    MaskWrittenBack {
-        key: KeyName,
-    },
-    MaskInvalid {
-        why: &'static str,
-    },
-    IndexRefused {
-        index: String,
-        access_method: String,
-        type_name: String,
-    },
-    StatisticsRefused {
-        statistics: String,
-        table: String,
-    },
-    PartitionKeyRefused {
-        table: String,
-    },
-    OrderStored {
-        object: String,
-    },
-    PlaintextStored {
-        object: String,
-    },
+    ArmorNotPermitted { key_id: KeyId },
+    SubstituteInDefinition { key: String },
+    MaskWrittenBack { key: KeyName },
+    MaskInvalid { why: &'static str },
+    IndexRefused { index: String, access_method: String, type_name: String },
+    StatisticsRefused { statistics: String, table: String },
+    PartitionKeyRefused { table: String },
+    OrderStored { object: String },
+    PlaintextStored { object: String },
 
     // Values.
     ValueTruncated,
-    ValueFormatUnsupported {
-        format: u8,
-    },
-    ValueKindUnsupported {
-        kind: u8,
-    },
-    ValueOfOtherType {
-        expected: &'static str,
-    },
-    ValueDamaged {
-        what: FormatError,
-    },
-    ValueNotAuthentic {
-        key: KeyName,
-        version: KeyVersion,
-    },
+    ValueFormatUnsupported { format: u8 },
+    ValueKindUnsupported { kind: u8 },
+    ValueOfOtherType { expected: &'static str },
+    ValueDamaged { what: FormatError },
+    ValueNotAuthentic { key: KeyName, version: KeyVersion },
     ValueTooLong,
     TextInvalid,
-    TextNotInEncoding {
-        encoding: String,
-    },
-    InputNotInEncoding {
-        encoding: String,
-    },
+    TextNotInEncoding { encoding: String },
+    InputNotInEncoding { encoding: String },
 
     // Providers.
-    Provider {
-        provider: String,
-        key: Option<KeyName>,
-        error: ProviderError,
-    },
+    Provider { provider: String, key: Option<KeyName>, error: ProviderError },
     ProviderNotConfigured,
-    ProviderUnknown {
-        name: String,
-    },
-    SettingInvalid {
-        setting: &'static str,
-        why: String,
-    },
-    SettingInOptions {
-        setting: String,
-    },
+    ProviderUnknown { name: String },
+    SettingInvalid { setting: &'static str, why: String },
+    SettingInOptions { setting: String },
 
     // Jobs.
-    JobUnknown {
-        job: i64,
-    },
-    JobOfOtherKind {
-        job: i64,
-        kind: String,
-        table: String,
-        column: String,
-    },
-    NotTableOwner {
-        table: String,
-    },
-    TableUnknown {
-        table: u32,
-    },
-    ColumnUnknown {
-        table: String,
-        column: String,
-    },
-    ColumnDropped {
-        table: String,
-    },
-    NotRotatable {
-        table: String,
-        column: String,
-        why: &'static str,
-    },
+    JobUnknown { job: i64 },
+    JobOfOtherKind { job: i64, kind: String, table: String, column: String },
+    NotTableOwner { table: String },
+    TableUnknown { table: u32 },
+    ColumnUnknown { table: String, column: String },
+    ColumnDropped { table: String },
+    NotRotatable { table: String, column: String, why: &'static str },
     RangeUnsupported,
 
     // Migrations of columns. A subject is "column \"c\" of table \"t\"".
-    MigrationUnsuitable {
-        subject: String,
-        why: String,
-    },
-    MigrationBlocked {
-        subject: String,
-        dependents: String,
-    },
-    MigrationMissing {
-        subject: String,
-        phase: String,
-    },
-    MigrationPhase {
-        subject: String,
-        phase: String,
-    },
-    MigrationAltered {
-        subject: String,
-        how: String,
-    },
-    MigrationDiffers {
-        subject: String,
-        row: String,
-    },
-    MigrationLocked {
-        subject: String,
-        tries: String,
-    },
-    MigrationArgument {
-        argument: String,
-        expected: String,
-    },
-    MigrationOwnerLacksKey {
-        owner: String,
-        key: KeyName,
-        privilege: &'static str,
-    },
-    MigrationTwoValues {
-        subject: String,
-    },
-    MigrationNameTaken {
-        subject: String,
-    },
-    MigrationColumnUnknown {
-        subject: String,
-    },
+    MigrationUnsuitable { subject: String, why: String },
+    MigrationBlocked { subject: String, dependents: String },
+    MigrationMissing { subject: String, phase: String },
+    MigrationPhase { subject: String, phase: String },
+    MigrationAltered { subject: String, how: String },
+    MigrationDiffers { subject: String, row: String },
+    MigrationLocked { subject: String, tries: String },
+    MigrationArgument { argument: String, expected: String },
+    MigrationOwnerLacksKey { owner: String, key: KeyName, privilege: &'static str },
+    MigrationTwoValues { subject: String },
+    MigrationNameTaken { subject: String },
+    MigrationColumnUnknown { subject: String },
 
     // The end of versions.
     ProofNeedsOwnTransaction,
-    KeyVersionMayBeUsed {
-        key: KeyName,
-        version: KeyVersion,
-    },
-    KeyVersionUsedAgain {
-        key: KeyName,
-        version: KeyVersion,
-        object: String,
-    },
-    KeyVersionInGrace {
-        key: KeyName,
-        version: KeyVersion,
-        until: String,
-    },
+    KeyVersionMayBeUsed { key: KeyName, version: KeyVersion },
+    KeyVersionUsedAgain { key: KeyName, version: KeyVersion, object: String },
+    KeyVersionInGrace { key: KeyName, version: KeyVersion, until: String },
 
     // Verification.
-    NothingToVerify {
-        table: String,
-        column: Option<String>,
-    },
+    NothingToVerify { table: String, column: Option<String> },
 
     // The extension itself.
-    CatalogDamaged {
-        what: String,
-    },
+    CatalogDamaged { what: String },
     RandomUnavailable,
-    Internal {
-        what: &'static str,
-    },
+    Internal { what: &'static str },
 }
 
 /// What PostgreSQL is told about an error.
@@ -410,7 +212,7 @@ impl Error {
             | Self::KeyVersionActive { .. }
             | Self::KeyCheckValueWrong { .. }
             | Self::KeyVersionsExhausted { .. }
-            | Self::KeyVersionWouldBeDropped { .. }
+            | Self::KeyVersionNotKept { .. }
             | Self::KeyChangedMeanwhile { .. }
             | Self::KeyUnavailableHere { .. }
             | Self::DigestVersionUnset
@@ -574,14 +376,8 @@ impl Error {
                 Description::new("KE013", format!("key \"{key}\" cannot have another version"))
                     .hint("Create another key and move the columns to it.")
             }
-            Self::KeyVersionWouldBeDropped {
-                key,
-                version,
-                provider,
-                max_versions,
-                is_assumed,
-                hint,
-            } => {
+            Self::KeyVersionNotKept { key, version, provider, kept } => {
+                let Retention { max_versions, is_assumed, hint, .. } = &**kept;
                 let may = if *is_assumed { "may keep" } else { "keeps" };
                 Description::new(
                     "KE019",

@@ -32,13 +32,11 @@ pub(super) fn refuse_loss(key: &Key, provider: &str, retention: &Retention) -> R
     let kind = kind_of(provider)?;
     match numbered(key, provider, kind).find(|(_, number)| retention.would_drop(*number)) {
         None => Ok(()),
-        Some((version, _)) => Err(Error::KeyVersionWouldBeDropped {
+        Some((version, _)) => Err(Error::KeyVersionNotKept {
             key: key.name.clone(),
             version: version.number,
             provider: provider.to_owned(),
-            max_versions: retention.max_versions,
-            is_assumed: retention.is_assumed,
-            hint: retention.hint.clone(),
+            kept: Box::new(retention.clone()),
         }),
     }
 }
