@@ -1778,7 +1778,8 @@ CREATE FUNCTION encryption.provider_statistics(
     OUT errors_login bigint, OUT errors_denied bigint, OUT errors_not_found bigint, OUT errors_invalid bigint,
     OUT errors_other bigint, OUT request_seconds double precision, OUT request_bounds double precision[],
     OUT request_counts bigint[], OUT last_success timestamptz, OUT last_failure timestamptz,
-    OUT token_expires timestamptz, OUT stats_reset timestamptz)
+    OUT token_expires timestamptz, OUT certificate_expires timestamptz, OUT client_certificate_expires timestamptz,
+    OUT stats_reset timestamptz)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_provider_statistics';
 -- It tells when the server can be without its keys.
@@ -1788,9 +1789,11 @@ GRANT EXECUTE ON FUNCTION encryption.provider_statistics() TO pg_monitor;
 CREATE VIEW enc_stat_provider AS
 SELECT provider, scope, reachable, breaker, requests, errors, errors_unreachable, errors_timed_out,
        errors_throttled, errors_login, errors_denied, errors_not_found, errors_invalid, errors_other,
-       request_seconds, last_success, last_failure, token_expires, stats_reset
+       request_seconds, last_success, last_failure, token_expires, certificate_expires, client_certificate_expires,
+       stats_reset
   FROM encryption.provider_statistics();
-COMMENT ON VIEW enc_stat_provider IS 'providers of keys: whether they can be reached, requests, errors, the end of logins';
+COMMENT ON VIEW enc_stat_provider IS
+    'providers of keys: whether they can be reached, requests, errors, the end of logins and certificates';
 
 CREATE VIEW enc_stat_provider_request_time AS
 SELECT p.provider, bucket.le, bucket.count
@@ -1802,17 +1805,19 @@ GRANT SELECT ON enc_stat_provider, enc_stat_provider_request_time TO pg_monitor;
 
 -- What is known of versions of keys beside the catalog. scope says of whose copies of them: those that all
 -- sessions share, or this session's alone. Encryptions are counted as in enc_stat, since the time that is told.
+-- A provider that keeps provider_max_versions drops a version with so many newer ones.
 CREATE FUNCTION encryption.key_states(
     OUT key_name text, OUT key_version integer, OUT scope text, OUT cached_until timestamptz,
     OUT usable_until timestamptz, OUT check_value_ok boolean, OUT encryptions bigint,
-    OUT counted_since timestamptz)
+    OUT counted_since timestamptz, OUT provider_versions integer, OUT provider_max_versions integer,
+    OUT newer_versions integer, OUT is_missing boolean)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_key_states';
 
 -- What is known here of the providers that are in use, without asking one.
 CREATE FUNCTION encryption.provider_states(
-    OUT provider text, OUT kind text, OUT problem text, OUT hint text, OUT failures bigint, OUT is_open boolean,
-    OUT login_failed boolean, OUT last_failure text, OUT last_failure_at timestamptz)
+    OUT provider text, OUT scope text, OUT kind text, OUT problem text, OUT hint text, OUT failures bigint,
+    OUT is_open boolean, OUT login_failed boolean, OUT last_failure text, OUT last_failure_at timestamptz)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_provider_states';
 -- It shows addresses and paths.
@@ -1840,7 +1845,9 @@ SELECT key.name,
        known.usable_until,
        known.check_value_ok,
        known.encryptions,
-       known.encryptions_since
+       known.encryptions_since,
+       known.provider_versions,
+       known.provider_max_versions
   FROM encryption.key
   LEFT JOIN encryption.key_version active ON active.key_id = key.key_id AND active.state = 'active'
  CROSS JOIN LATERAL (
@@ -1857,13 +1864,16 @@ SELECT key.name,
                min(k.usable_until) AS usable_until,
                bool_and(k.check_value_ok) AS check_value_ok,
                min(k.encryptions) FILTER (WHERE v.state = 'active') AS encryptions,
-               min(greatest(v.created_at, k.counted_since)) FILTER (WHERE v.state = 'active') AS encryptions_since
+               min(greatest(v.created_at, k.counted_since)) FILTER (WHERE v.state = 'active') AS encryptions_since,
+               min(k.provider_versions) FILTER (WHERE v.state = 'active') AS provider_versions,
+               min(k.provider_max_versions) FILTER (WHERE v.state = 'active') AS provider_max_versions
           FROM encryption.key_states() k
           JOIN encryption.key named ON named.name = k.key_name
           JOIN encryption.key_version v ON v.key_id = named.key_id AND v.version = k.key_version
                                        AND v.state IN ('active', 'deprecated')
          GROUP BY v.key_id) known ON known.key_id = key.key_id;
-COMMENT ON VIEW enc_stat_key IS 'keys: age of the active version, rotation, versions by state, what the cache has of them';
+COMMENT ON VIEW enc_stat_key IS
+    'keys: age of the active version, rotation, versions by state, what the cache and the provider have of them';
 GRANT SELECT ON enc_stat_key TO PUBLIC;
 
 CREATE FUNCTION enc_check_provider(
@@ -5210,8 +5220,8 @@ GRANT EXECUTE ON FUNCTION enc_security_check(), encryption.log_findings(), encry
 
 ----------------------------------------------------------------------------------------------------
 -- Health: what stops statements on encrypted values now or will, and what is left undone. Nothing here
--- asks a provider. What only a process can know, such as how its requests went, is known of this
--- session alone.
+-- asks a provider. What only requests can show is known of those of all sessions of the server, if the
+-- library is preloaded, or else of this session's: the texts say which.
 ----------------------------------------------------------------------------------------------------
 
 -- Providers, and the logins at them. A provider that is out of reach stops statements only where they
@@ -5238,8 +5248,10 @@ SELECT 'provider', p.provider,
             THEN format('%s failure(s) in a row, the last at %s: %s%s', p.failures,
                         to_char(p.last_failure_at, 'YYYY-MM-DD HH24:MI:SS TZ'), p.last_failure,
                         CASE WHEN p.is_open AND missing.versions > 0
-                             THEN format('; %s version(s) of keys are not held here', missing.versions) ELSE '' END)
-            ELSE 'no failure since its last answer, as far as this session knows' END,
+                             THEN format('; %s version(s) of keys are not held by this %s', missing.versions,
+                                         CASE p.scope WHEN 'server' THEN 'server' ELSE 'session' END) ELSE '' END)
+            ELSE format('no failure since its last answer, as far as this %s knows',
+                        CASE p.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
        CASE WHEN p.problem IS NOT NULL THEN p.hint
             WHEN p.failures > 0 THEN format('SELECT * FROM enc_check_provider(%L);', p.provider) END
   FROM provider p
@@ -5254,11 +5266,33 @@ SELECT 'login', p.provider,
        CASE WHEN p.login_failed
             THEN format('the last login failed, at %s: %s',
                         to_char(p.last_failure_at, 'YYYY-MM-DD HH24:MI:SS TZ'), p.last_failure)
-            ELSE 'no login has failed since the last answer, as far as this session knows' END,
+            ELSE format('no login has failed since the last answer, as far as this %s knows',
+                        CASE p.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
        CASE WHEN p.login_failed
             THEN format('Renew the credentials, and SELECT * FROM enc_check_provider(%L);', p.provider) END
   FROM provider p
  WHERE p.kind NOT IN ('file', 'command')
+UNION ALL
+-- The certificates of TLS that requests have used: when they end, the provider is out of reach.
+SELECT c.check_name, c.provider,
+       CASE WHEN c.expires < clock_timestamp() + interval '7 days' THEN 'warning' ELSE 'ok' END,
+       CASE WHEN c.expires < clock_timestamp()
+            THEN format('%s ended at %s', c.what, to_char(c.expires, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            WHEN c.expires IS NOT NULL
+            THEN format('%s ends at %s', c.what, to_char(c.expires, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            ELSE format('none was used by this %s', CASE c.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+       CASE WHEN c.expires < clock_timestamp() + interval '7 days' THEN c.remedy END
+  FROM (SELECT 'certificate' AS check_name, s.provider, s.scope, 'the certificate of its server' AS what,
+               s.certificate_expires AS expires,
+               format('Renew it at the server, and SELECT * FROM enc_check_provider(%L);', s.provider) AS remedy
+          FROM encryption.provider_statistics() s
+         UNION ALL
+        SELECT 'client_certificate', s.provider, s.scope, 'the certificate that it is shown',
+               s.client_certificate_expires,
+               format('Replace the files of the client certificate and its key, and SELECT * FROM enc_check_provider(%L);', s.provider)
+          FROM encryption.provider_statistics() s WHERE s.client_certificate_expires IS NOT NULL) c
+  JOIN provider p ON p.provider = c.provider
+ WHERE p.kind IN ('vault', 'vault_transit', 'aws_kms', 'gcp_kms', 'azure_key_vault', 'kmip')
 $$;
 
 -- Each key: that it can encrypt, that what its provider has is the right one, when it is to be rotated,
@@ -5315,11 +5349,44 @@ SELECT 'grace', k.name,
          WHERE v.key_id = k.key_id AND v.state IN ('deprecated', 'disabled')
            AND v.deprecated_at < now() - interval '90 days') ended
 UNION ALL
+-- Versions that are not destroyed, at a provider that drops the oldest. A version that it has dropped stops the
+-- reading of what is under it; spare is how many versions can be made until the first one is dropped.
+SELECT 'retention', k.name,
+       CASE WHEN kept.stops_reading THEN 'critical'
+            WHEN kept.missing IS NOT NULL OR kept.spare <= 2 THEN 'warning'
+            ELSE 'ok' END,
+       CASE WHEN kept.missing IS NOT NULL
+            THEN format('the provider does not have version(s) %s, which are not destroyed', kept.missing)
+            WHEN kept.spare <= 2
+            THEN format('the provider keeps %s versions: %s more can be made until it drops version %s, which is not destroyed',
+                        kept.max_versions, greatest(kept.spare, 0), kept.oldest)
+            WHEN kept.spare IS NOT NULL
+            THEN format('%s more versions can be made until the provider drops version %s', kept.spare, kept.oldest)
+            ELSE format('no limit is known to this %s', CASE kept.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+       CASE WHEN kept.missing IS NOT NULL
+            THEN format('Restore them at the provider from its backup, and SELECT * FROM enc_check_key(%L);', k.name)
+            WHEN kept.spare <= 2
+            THEN format('Have the provider keep more (bao kv metadata put -max-versions=1000, and the secret), and SELECT * FROM enc_check_key(%L); or destroy old versions: CALL enc_rotate_all(%1$L); SELECT * FROM enc_verify_version_unused(%1$L, %2$s); SELECT enc_destroy_key_version(%1$L, %2$s);',
+                        k.name, kept.oldest) END
+  FROM encryption.key k
+ CROSS JOIN LATERAL (
+        SELECT min(known.scope) AS scope,
+               string_agg(v.version::text, ', ' ORDER BY v.version) FILTER (WHERE known.is_missing) AS missing,
+               bool_or(known.is_missing AND v.state IN ('active', 'deprecated')) AS stops_reading,
+               min(v.version) FILTER (WHERE known.newer_versions IS NOT NULL) AS oldest,
+               max(known.provider_max_versions) AS max_versions,
+               min(known.provider_max_versions - 1 - known.newer_versions) AS spare
+          FROM encryption.key_version v
+          JOIN known ON known.key_name = k.name AND known.key_version = v.version
+         WHERE v.key_id = k.key_id AND v.state <> 'destroyed') kept
+UNION ALL
 SELECT 'cache', k.name,
        CASE WHEN held.provider IS NULL THEN 'ok'
             WHEN held.usable_until <= clock_timestamp() THEN 'critical'
             ELSE 'warning' END,
-       CASE WHEN held.provider IS NULL THEN 'no provider of a version that this session holds is failing'
+       CASE WHEN held.provider IS NULL
+            THEN format('no provider of a version that this %s holds is failing',
+                        CASE (SELECT min(scope) FROM known) WHEN 'server' THEN 'server' ELSE 'session' END)
             ELSE format('provider "%s" has been failing; at this rate statements fail from %s', held.provider,
                         to_char(held.usable_until, 'YYYY-MM-DD HH24:MI:SS TZ')) END,
        CASE WHEN held.provider IS NOT NULL

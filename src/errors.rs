@@ -11,7 +11,7 @@
 use std::ffi::{c_char, c_int};
 
 use envelope::{FormatError, KeyId, KeyName, KeyNameError, KeyVersion};
-use keyring::provider::{ProviderError, ProviderErrorKind};
+use keyring::provider::{ProviderError, ProviderErrorKind, Retention};
 
 use crate::varlena::palloc_cstring;
 
@@ -32,6 +32,7 @@ pub(crate) enum Error {
     KeyVersionActive { key: KeyName, version: KeyVersion },
     KeyCheckValueWrong { key: KeyName, version: KeyVersion, provider: String },
     KeyVersionsExhausted { key: KeyName },
+    KeyVersionNotKept { key: KeyName, version: KeyVersion, provider: String, kept: Box<Retention> },
     KeyChangedMeanwhile { key: KeyName },
     KeyUnavailableHere { key: String },
     DigestVersionUnset,
@@ -211,6 +212,7 @@ impl Error {
             | Self::KeyVersionActive { .. }
             | Self::KeyCheckValueWrong { .. }
             | Self::KeyVersionsExhausted { .. }
+            | Self::KeyVersionNotKept { .. }
             | Self::KeyChangedMeanwhile { .. }
             | Self::KeyUnavailableHere { .. }
             | Self::DigestVersionUnset
@@ -373,6 +375,25 @@ impl Error {
             Self::KeyVersionsExhausted { key } => {
                 Description::new("KE013", format!("key \"{key}\" cannot have another version"))
                     .hint("Create another key and move the columns to it.")
+            }
+            Self::KeyVersionNotKept { key, version, provider, kept } => {
+                let Retention { max_versions, is_assumed, hint, .. } = &**kept;
+                let may = if *is_assumed { "may keep" } else { "keeps" };
+                Description::new(
+                    "KE019",
+                    format!(
+                        "with another version of key \"{key}\", provider \"{provider}\" would drop \
+                         version {version}, which is not destroyed"
+                    ),
+                )
+                .detail(format!(
+                    "The provider {may} the newest {max_versions} versions alone, and values that an \
+                     older one has encrypted cannot be decrypted any more."
+                ))
+                .hint(format!(
+                    "{hint} Or destroy version {version}, when no value needs it: CALL \
+                     enc_rotate_all(name), then enc_verify_version_unused and enc_destroy_key_version."
+                ))
             }
             Self::KeyChangedMeanwhile { key } => Description::new(
                 "KE014",

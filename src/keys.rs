@@ -814,6 +814,9 @@ impl Backend {
         if !is_kept {
             return;
         }
+        let id = planned.name.id();
+        let id = statistics::VersionId::new(id, planned.version, &planned.check_value);
+        statistics::version_asked(id, result.as_ref().err().map(|error| error.kind));
         match result {
             Ok(material) => {
                 self.providers.record_answer(&planned.provider);

@@ -159,10 +159,12 @@ impl Providers {
         &mut self,
         name: &str,
         interrupt: Box<dyn Interrupt>,
-    ) -> Result<Box<dyn Provider>, Error> {
+    ) -> Result<Separate, Error> {
         let failed = |error| Error::Provider { provider: name.to_owned(), key: None, error };
         let configured = self.configured(name, failed)?;
-        configured.provider(settings::request_limits(), interrupt).map_err(failed)
+        let provider =
+            configured.provider(settings::request_limits(), interrupt).map_err(failed)?;
+        Ok(Separate { name: name.to_owned(), kind: configured.kind, provider })
     }
 
     /// What the settings or the provider file say now about the provider with this name.
@@ -234,6 +236,7 @@ impl Made {
         let id = version_id(key, version);
         let result = self
             .call(|provider| provider.open(&id, &version.reference, version.wrapped.as_deref()));
+        note_answer(key, version, result.as_ref().err());
         if let Err(error) = &result
             && matches!(
                 error.kind,
@@ -252,10 +255,7 @@ impl Made {
     ) -> Result<T, ProviderError> {
         self.admit()?;
         let before = self.breaker();
-        let started = Instant::now();
         let result = self.with_shared_login(call);
-        let failure = result.as_ref().err().map(|error| error.kind);
-        statistics::asked(&self.name, started.elapsed(), failure);
         self.record(&result);
         events::asked(&self.name, &before, &self.breaker());
         if keyring::logins::take() > 0 {
@@ -279,14 +279,14 @@ impl Made {
         call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
     ) -> Result<T, ProviderError> {
         if !shared::is_there() {
-            return call(self.provider.as_mut());
+            return counted(&self.name, self.provider.as_mut(), call);
         }
         if let Some((number, login)) = logins::get(self.fingerprint, self.login) {
             self.login = number;
             self.provider.take_login(login);
         }
         let before = self.provider.login();
-        let result = call(self.provider.as_mut());
+        let result = counted(&self.name, self.provider.as_mut(), call);
         match self.provider.login() {
             Some(after) if Some(&after) != before.as_ref() => {
                 self.login = logins::put(self.fingerprint, &after);
@@ -319,6 +319,52 @@ impl Made {
     }
 }
 
+/// A provider that one function has for itself.
+pub(crate) struct Separate {
+    pub(crate) name: String,
+    pub(crate) kind: ProviderKind,
+    provider: Box<dyn Provider>,
+}
+
+impl Separate {
+    /// Calls the provider about a key, if it is about one.
+    ///
+    /// # Errors
+    ///
+    /// What `call` returns; of a wait that was interrupted PostgreSQL's own error is raised.
+    pub(crate) fn call<T>(
+        &mut self,
+        key: Option<&KeyName>,
+        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+    ) -> Result<T, Error> {
+        let result = counted(&self.name, self.provider.as_mut(), call);
+        // The logins of one that keeps none are not told of, also not with those of another.
+        let _ = keyring::logins::take();
+        result.map_err(|error| {
+            raise_if_interrupted(&error);
+            Error::Provider { provider: self.name.clone(), key: key.cloned(), error }
+        })
+    }
+
+    /// Closes the connections that are open.
+    pub(crate) fn close_connections(&mut self) {
+        self.provider.close_connections();
+    }
+}
+
+/// Calls a provider, and counts the request.
+fn counted<T>(
+    name: &str,
+    provider: &mut dyn Provider,
+    call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
+) -> Result<T, ProviderError> {
+    let started = Instant::now();
+    let result = call(provider);
+    let failure = result.as_ref().err().map(|error| error.kind);
+    statistics::asked(name, started.elapsed(), failure, provider.certificates());
+    result
+}
+
 /// What a keyring file's settings leave to the server: where the data directory is, and whether there
 /// must be a file already.
 fn complete_file(name: &str, configured: &mut Configured) -> Result<(), Error> {
@@ -329,6 +375,12 @@ fn complete_file(name: &str, configured: &mut Configured) -> Result<(), Error> {
     let may_create = if catalog::uses_provider(name)? { "no" } else { "yes" };
     configured.settings.insert("may_create".to_owned(), may_create.to_owned());
     Ok(())
+}
+
+/// Takes notice of whether a provider has a version that it was asked for.
+pub(crate) fn note_answer(key: &Key, version: &Version, error: Option<&ProviderError>) {
+    let id = statistics::VersionId::new(key.name.id(), version.number, &version.check_value);
+    statistics::version_asked(id, error.map(|error| error.kind));
 }
 
 /// Raises PostgreSQL's own error, which says who or what ended the statement, if that is why a provider's

@@ -1,20 +1,20 @@
 //! Whether this server can open the versions of keys: asked on every node before a version that was
 //! made is made active.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Instant;
 
-use keyring::provider::Provider;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::key_name;
 use super::providers::{all_keys, usable, verify};
+use super::retention;
 use super::rows::{Row, return_rows};
 use crate::catalog::{Key, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
-use crate::providers::interrupt_pending;
+use crate::providers::{Separate, interrupt_pending};
 use crate::varlena::text_datum;
 use crate::{access, keys};
 
@@ -40,6 +40,7 @@ sql_function! {
                 let result = opener.open(key, version);
                 rows.push(row(key, version, started, result)?);
             }
+            opener.look_at_retention(key);
         }
         opener.close();
         return_rows(call, &rows)
@@ -49,7 +50,7 @@ sql_function! {
 /// Providers of this check's own: what this session remembers of failures is left aside, and one that
 /// is out of reach is asked once.
 #[derive(Default)]
-pub(super) struct Opener(HashMap<String, Result<Box<dyn Provider>, Failure>>);
+pub(super) struct Opener(HashMap<String, Result<Separate, Failure>>);
 
 /// What is said of the other versions of a provider that failed.
 #[derive(Clone)]
@@ -76,7 +77,7 @@ impl Opener {
                 .map_err(|error| Failure::from(&error))
         });
         let result = match provider {
-            Ok(provider) => verify(provider.as_mut(), key, version),
+            Ok(provider) => verify(provider, key, version),
             Err(failure) => return Err(failure.clone()),
         };
         let Err(error) = result else { return Ok(()) };
@@ -88,8 +89,18 @@ impl Opener {
         Err(failure)
     }
 
+    /// Takes notice of how many of a key's versions its providers keep, those that have answered.
+    fn look_at_retention(&mut self, key: &Key) {
+        let of_key: BTreeSet<_> = usable(key).map(|version| &version.provider).collect();
+        for name in of_key {
+            if let Some(Ok(provider)) = self.0.get_mut(name) {
+                retention::look(provider, key);
+            }
+        }
+    }
+
     pub(super) fn close(&mut self) {
-        self.0.values_mut().flatten().for_each(|provider| provider.close_connections());
+        self.0.values_mut().flatten().for_each(Separate::close_connections);
     }
 }
 

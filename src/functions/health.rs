@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use envelope::{KeyName, KeyVersion};
 use keyring::breaker::Breaker;
+use keyring::configured::ProviderKind;
 use keyring::provider::ProviderErrorKind;
 use pgrx::{IntoDatum, pg_sys};
 
@@ -29,6 +30,7 @@ sql_function! {
     fn encryption_key_states(call) {
         let clock = Clock::now();
         let own = OwnCache::read()?;
+        let kinds = kinds_of_providers()?;
         let counted_since = statistics::began();
         let mut rows = Vec::new();
         for key in all_keys()? {
@@ -39,6 +41,10 @@ sql_function! {
                     held.map(|(age, times)| pg_sys::Datum::from(clock.ago(*age, period(times))))
                 };
                 let id = VersionId::new(key.name.id(), version.number, &version.check_value);
+                let kept = Kept::of(&key, version, &kinds);
+                let integer = |number: Option<u32>| {
+                    number.map(|n| pg_sys::Datum::from(i32::try_from(n).unwrap_or(i32::MAX)))
+                };
                 rows.push(vec![
                     text(Some(key.name.as_str()))?,
                     Some(pg_sys::Datum::from(version.number.get() as i32)),
@@ -48,11 +54,62 @@ sql_function! {
                     known.is_right.map(pg_sys::Datum::from),
                     statistics::encryptions(id).and_then(super::statistics::count),
                     Some(pg_sys::Datum::from(counted_since)),
+                    integer(kept.versions),
+                    integer(kept.max_versions),
+                    integer(kept.newer_versions),
+                    Some(pg_sys::Datum::from(kept.is_missing || statistics::is_missing(id))),
                 ]);
             }
         }
         return_rows(call, &rows)
     }
+}
+
+/// What is known of how many versions a version's provider keeps; nothing of one that drops none.
+#[derive(Default)]
+struct Kept {
+    versions: Option<u32>,
+    max_versions: Option<u32>,
+    /// How many newer ones the provider has: it drops those that have as many as it keeps.
+    newer_versions: Option<u32>,
+    /// Whether it has dropped it.
+    is_missing: bool,
+}
+
+impl Kept {
+    fn of(key: &Key, version: &Version, kinds: &BTreeMap<String, ProviderKind>) -> Self {
+        let number_of = |version: &Version| {
+            kinds.get(&version.provider)?.number_in(&version.reference, &key.name)
+        };
+        let seen = statistics::retention(&version.provider, key.name.id());
+        let (Some(seen), Some(number)) = (seen, number_of(version)) else {
+            return Self::default();
+        };
+        // Another server may have made one since.
+        let of_provider = key.versions.iter().filter(|other| other.provider == version.provider);
+        let newest = of_provider.filter_map(number_of).max().unwrap_or(0).max(seen.newest);
+        Self {
+            versions: Some(seen.versions),
+            max_versions: Some(seen.max_versions),
+            newer_versions: Some(newest.saturating_sub(number)),
+            is_missing: number < seen.oldest,
+        }
+    }
+}
+
+/// The kinds of the providers in use whose settings are here.
+fn kinds_of_providers() -> Result<BTreeMap<String, ProviderKind>, Error> {
+    let mut kinds = BTreeMap::new();
+    for name in providers_in_use().unwrap_or_default() {
+        let failed = |error| Error::Provider { provider: name.clone(), key: None, error };
+        keys::with_providers(|providers| {
+            if let Ok(configured) = providers.configured(&name, failed) {
+                kinds.insert(name.clone(), configured.kind);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(kinds)
 }
 
 /// What is known of a version's key: of that which sessions share, or else of this session's own.
@@ -134,6 +191,8 @@ sql_function! {
                     counted.last_success.map(pg_sys::Datum::from),
                     counted.last_failure.map(pg_sys::Datum::from),
                     login_ends.map(|end| pg_sys::Datum::from(clock.of(end))),
+                    counted.certificate_expires.map(pg_sys::Datum::from),
+                    counted.client_certificate_expires.map(pg_sys::Datum::from),
                     is_counted.then(|| pg_sys::Datum::from(counted.reset_at)),
                 ]);
                 Ok(row)
@@ -170,6 +229,7 @@ sql_function! {
                 let problem = configured.as_ref().err();
                 Ok(vec![
                     text(Some(&name))?,
+                    scope(shared::is_there())?,
                     text(kind)?,
                     text(problem.map(Error::message).as_deref())?,
                     text(problem.and_then(Error::hint).as_deref())?,

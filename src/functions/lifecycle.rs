@@ -8,18 +8,18 @@ use std::rc::Rc;
 
 use envelope::{KeyName, KeyVersion};
 use keyring::configured::ProviderKind;
-use keyring::provider::FoundVersion;
+use keyring::provider::{FoundVersion, Retention};
 use keyring::version::{CheckValue, Keyspace, VersionId};
 use pgrx::pg_sys;
 
-use super::key_name;
+use super::{key_name, retention};
 use crate::catalog::key_info::KeyInfo;
 use crate::catalog::log::Event;
 use crate::catalog::write::{NewVersion, Writer, as_owner, refuse_if_read_only};
 use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
-use crate::{access, keys, settings};
+use crate::{access, keys, settings, statistics};
 
 sql_function! {
     /// `enc_create_key(name text, if_not_exists boolean, reason text, purpose text, labels text[],
@@ -87,13 +87,13 @@ fn ensure_database_key() -> Result<(), Error> {
 fn create(name: &KeyName, info: &KeyInfo, reason: Option<&str>) -> Result<KeyVersion, Error> {
     let provider = configured_provider()?;
     let keyspace = catalog::read_keyspace()?;
-    let mut versions = discover(&provider, name, keyspace, None)?;
+    let Discovered { mut versions, retention } = discover(&provider, name, keyspace, None)?;
     if versions.is_empty() {
-        match make(&provider, name, keyspace, KeyVersion::FIRST) {
+        match make(&provider, name, keyspace, KeyVersion::FIRST, retention) {
             Ok(version) => versions.push(version),
             // Somebody else made it there meanwhile: so it is to be adopted.
             Err(error) if error.is_conflict() => {
-                versions = discover(&provider, name, keyspace, None)?;
+                versions = discover(&provider, name, keyspace, None)?.versions;
                 if versions.is_empty() {
                     return Err(error);
                 }
@@ -162,14 +162,21 @@ sql_function! {
 }
 
 /// Adopts the versions that a direct provider has beyond those that the catalog knows, or makes
-/// one.
+/// one, unless the provider would drop an old one for it.
 pub(crate) fn rotate(key: &Key, activate: bool, reason: Option<&str>) -> Result<KeyVersion, Error> {
     let provider = configured_provider()?;
     let keyspace = catalog::read_keyspace()?;
-    let mut versions = discover(&provider, &key.name, keyspace, Some(key))?;
+    let discovered = discover(&provider, &key.name, keyspace, Some(key))?;
+    let Discovered { mut versions, retention } = discovered;
+    if let Some(retention) = &retention {
+        retention::warn_of_dropped(key, &provider, retention)?;
+    }
     if versions.is_empty() {
+        if let Some(retention) = &retention {
+            retention::refuse_loss(key, &provider, retention)?;
+        }
         let next = next_number(key)?;
-        versions.push(make(&provider, &key.name, keyspace, next)?);
+        versions.push(make(&provider, &key.name, keyspace, next, retention)?);
     }
     let newest = versions
         .last()
@@ -196,6 +203,13 @@ pub(crate) fn rotate(key: &Key, activate: bool, reason: Option<&str>) -> Result<
     Ok(newest)
 }
 
+/// What a provider has of a key.
+pub(super) struct Discovered {
+    pub(super) versions: Vec<NewVersion>,
+    /// How many versions of it the provider keeps.
+    retention: Option<Retention>,
+}
+
 /// The versions of a key that a direct provider has and the catalog doesn't: all, if the key is
 /// new; otherwise those beyond the ones that are known.
 pub(super) fn discover(
@@ -203,10 +217,15 @@ pub(super) fn discover(
     name: &KeyName,
     keyspace: Keyspace,
     known: Option<&Key>,
-) -> Result<Vec<NewVersion>, Error> {
-    let found = keys::with_providers(|providers| {
-        providers.call(provider, name, |provider| provider.discover(name, &[]))
+) -> Result<Discovered, Error> {
+    let (found, retention) = keys::with_providers(|providers| {
+        providers.call(provider, name, |provider| {
+            Ok((provider.discover(name, &[])?, provider.retention(name)?))
+        })
     })?;
+    if let Some(retention) = &retention {
+        statistics::retention_seen(provider, name.id(), retention);
+    }
     let is_known = |reference: &str| {
         known.is_some_and(|key| {
             key.versions
@@ -234,7 +253,7 @@ pub(super) fn discover(
         check_value: CheckValue::of(&key, &VersionId { keyspace, name, version: number }),
         keyspace,
     };
-    Ok(found.into_iter().map(adopted).collect())
+    Ok(Discovered { versions: found.into_iter().map(adopted).collect(), retention })
 }
 
 /// Has the provider make a version, under the number that it has there unless that was used.
@@ -243,13 +262,17 @@ fn make(
     name: &KeyName,
     keyspace: Keyspace,
     next: KeyVersion,
+    retention: Option<Retention>,
 ) -> Result<NewVersion, Error> {
     let id = VersionId { keyspace, name, version: next };
     let made = keys::with_providers(|providers| {
         providers.call(provider, name, |provider| provider.make(&id))
     })?;
-    if let Some(warning) = made.warning {
-        pgrx::warning!("provider \"{provider}\", key \"{name}\": {warning}");
+    if let (Some(retention), Some(number)) = (retention, made.number) {
+        if let Some(warning) = &retention.warning {
+            pgrx::warning!("provider \"{provider}\", key \"{name}\": {warning}");
+        }
+        statistics::retention_seen(provider, name.id(), &retention.after(number.get()));
     }
     let number = made.number.map_or(next, |number| number.max(next));
     Ok(NewVersion {

@@ -9,6 +9,7 @@ pub(crate) mod lifecycle;
 mod log;
 mod providers;
 mod reconcile;
+mod retention;
 pub(crate) mod rows;
 mod security_check;
 mod statistics;

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Instant;
 
-use envelope::{KeyName, KeyVersion};
-use keyring::provider::{Finding, Provider, ProviderError, ProviderErrorKind};
+use envelope::KeyVersion;
+use keyring::provider::{Finding, ProviderError, ProviderErrorKind};
 use keyring::version::VersionId;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::lifecycle::{configured_provider, owned_key, refuse_if_changed};
+use super::retention;
 use super::rows::{Row, return_rows};
 use crate::catalog::log::Event;
 use crate::catalog::write::{as_owner, refuse_if_read_only};
@@ -17,7 +18,7 @@ use crate::catalog::{self, DATABASE_KEY, Key, State, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::keys;
-use crate::providers::{interrupt_pending, version_id};
+use crate::providers::{Separate, interrupt_pending, note_answer, version_id};
 use crate::varlena::text_datum;
 
 /// The key that a provider's check names: no key has the name, so nothing is at stake.
@@ -113,7 +114,7 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
     let probe =
         VersionId { keyspace: catalog::read_keyspace()?, name: &probe, version: KeyVersion::FIRST };
     let started = Instant::now();
-    match provider.check(&probe) {
+    match provider.call(None, |provider| provider.check(&probe)) {
         Ok(findings) => {
             let count = findings.len().max(1);
             for finding in findings {
@@ -123,21 +124,18 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
                 reports.push(report);
             }
         }
-        Err(error) => {
-            let failed = raised(name, None, error);
-            reports.push(report("round trip", started, Err(failed)));
-        }
+        Err(error) => reports.push(report("round trip", started, Err(error))),
     }
     let keys = all_keys()?;
     let of_provider = |version: &&Version| version.provider == name;
     if !keys.iter().flat_map(|key| usable(key)).any(|version| of_provider(&version)) {
-        reports.extend(try_database_key(name, provider.as_mut())?);
+        reports.extend(try_database_key(&mut provider)?);
     }
     for key in keys {
         for version in usable(&key).filter(of_provider) {
             let started = Instant::now();
             let what = format!("version {} of key \"{}\"", version.number, key.name);
-            let result = verify(provider.as_mut(), &key, version).map(|()| {
+            let result = verify(&mut provider, &key, version).map(|()| {
                 let detail = format!("it is the right key ({})", version.state.name());
                 Finding::good("version", detail)
             });
@@ -149,6 +147,9 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
                 return Ok(reports);
             }
         }
+        if usable(&key).any(|version| of_provider(&version)) {
+            retention::look(&mut provider, &key);
+        }
     }
     provider.close_connections();
     Ok(reports)
@@ -156,45 +157,35 @@ fn check(name: &str) -> Result<Vec<Report>, Error> {
 
 /// Reads the versions of the database key that there are to be adopted, before any version of any key
 /// came from the provider. Of one that wraps keys there are none.
-fn try_database_key(name: &str, provider: &mut dyn Provider) -> Result<Option<Report>, Error> {
+fn try_database_key(provider: &mut Separate) -> Result<Option<Report>, Error> {
     let key = super::key_name(DATABASE_KEY)?;
     let started = Instant::now();
-    let result = match provider.discover(&key, &[]) {
+    let result = match provider.call(Some(&key), |provider| provider.discover(&key, &[])) {
         Ok(found) if found.is_empty() => return Ok(None),
         Ok(found) => {
             let numbers: Vec<_> = found.iter().map(|version| version.number.to_string()).collect();
             let detail = format!("it can be read, in version {}", numbers.join(", "));
             Ok(Finding::good("database key", detail))
         }
-        Err(error) => Err(raised(name, Some(&key), error)),
+        Err(error) => Err(error),
     };
     Ok(Some(report(format!("key \"{key}\""), started, result)))
 }
 
 /// Has a provider open a version, and sees that it is the right key.
-pub(super) fn verify(
-    provider: &mut dyn Provider,
-    key: &Key,
-    version: &Version,
-) -> Result<(), Error> {
-    let wrapped = version.wrapped.as_deref();
-    let data_key = provider
-        .open(&version_id(key, version), &version.reference, wrapped)
-        .map_err(|error| raised(&version.provider, Some(&key.name), error))?;
+pub(super) fn verify(provider: &mut Separate, key: &Key, version: &Version) -> Result<(), Error> {
+    let data_key = provider.call(Some(&key.name), |provider| {
+        let id = version_id(key, version);
+        let result = provider.open(&id, &version.reference, version.wrapped.as_deref());
+        note_answer(key, version, result.as_ref().err());
+        result
+    })?;
     keys::verify_check_value(key, version, &data_key)
 }
 
 fn report(what: impl Into<String>, started: Instant, result: Result<Finding, Error>) -> Report {
     let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
     Report { what: what.into(), result, milliseconds }
-}
-
-/// A provider's error; one of a wait that was interrupted is raised as PostgreSQL's own.
-fn raised(provider: &str, key: Option<&KeyName>, error: ProviderError) -> Error {
-    if error.kind == ProviderErrorKind::Interrupted {
-        pgrx::check_for_interrupts!();
-    }
-    Error::Provider { provider: provider.to_owned(), key: key.cloned(), error }
 }
 
 sql_function! {

@@ -188,7 +188,7 @@ impl Compared {
         let keyspace = catalog::read_keyspace()?;
         for provider in providers {
             let newer = match discover(&provider, &key.name, keyspace, Some(key)) {
-                Ok(newer) => newer,
+                Ok(discovered) => discovered.versions,
                 Err(error) => {
                     let (message, hint) = (error.message(), error.hint());
                     self.add(key, None, What::Unavailable, message, hint.as_deref());

@@ -24,7 +24,10 @@ const PROVIDERS: usize = 256;
 /// How many versions have counts: those under which something was encrypted.
 const VERSIONS: usize = 8192;
 
-/// How many places are looked at for a provider or a version.
+/// How many keys have what is known of how many versions their providers keep.
+const RETENTIONS: usize = 1024;
+
+/// How many places are looked at for a provider, a version or a key.
 const PROBES: usize = 64;
 
 /// Buckets of request times.
@@ -48,6 +51,7 @@ pub(super) struct Area {
     other_databases: Database,
     providers: [Provider; PROVIDERS],
     versions: [Version; VERSIONS],
+    retentions: [Retention; RETENTIONS],
 }
 
 /// What is counted in a database, which no other shares a cache line with.
@@ -81,6 +85,8 @@ pub(super) struct Provider {
     /// 0 if never.
     pub(super) last_success: AtomicI64,
     pub(super) last_failure: AtomicI64,
+    pub(super) certificate_expires: AtomicI64,
+    pub(super) client_certificate_expires: AtomicI64,
     pub(super) reset_at: AtomicI64,
 }
 
@@ -90,6 +96,19 @@ pub(super) struct Version {
     /// What tells it from others; 0 for a place that is free.
     number: AtomicU64,
     pub(super) encryptions: AtomicU64,
+    /// 1 if its provider has said last that it is not there.
+    pub(super) is_missing: AtomicU32,
+}
+
+/// What is known of how many versions of a key a provider keeps. What belongs together is in one number.
+#[repr(C)]
+pub(super) struct Retention {
+    /// What tells it from others; 0 for a place that is free.
+    number: AtomicU64,
+    /// The number of the newest version, and how many are kept at most; 0 if that is not known.
+    pub(super) newest_and_max: AtomicU64,
+    /// The number of the oldest version, and how many there are.
+    pub(super) oldest_and_versions: AtomicU64,
 }
 
 impl Area {
@@ -133,6 +152,22 @@ impl Area {
                 _ => None,
             }
         })
+    }
+
+    /// Where a version is that has a place.
+    pub(super) fn known_version(&self, number: u64) -> Option<&Version> {
+        places(&self.versions, number).find(|place| place.number.load(Ordering::Relaxed) == number)
+    }
+
+    /// Where it is noted how many versions of a key are kept; `None` if all places that it may have are taken.
+    pub(super) fn retention(&self, number: u64) -> Option<&Retention> {
+        places(&self.retentions, number).find(|place| take_number(&place.number, number))
+    }
+
+    /// The same, if something was noted.
+    pub(super) fn known_retention(&self, number: u64) -> Option<&Retention> {
+        places(&self.retentions, number)
+            .find(|place| place.number.load(Ordering::Relaxed) == number)
     }
 
     /// Counts anew for a database and the providers in it.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envelope::{KeyId, KeyVersion};
-use keyring::provider::ProviderErrorKind;
+use keyring::provider::{Certificates, ProviderErrorKind, Retention};
 use keyring::version::CheckValue;
 use pgrx::pg_sys;
 
@@ -102,6 +102,72 @@ pub(crate) fn encryptions(id: VersionId) -> Option<u64> {
     memory::area().encryptions(id.0)
 }
 
+/// Takes notice of whether a provider that was asked for a version has it.
+pub(crate) fn version_asked(id: VersionId, error: Option<ProviderErrorKind>) {
+    use ProviderErrorKind::{KeyMissing, VersionMissing};
+
+    match error {
+        None => {
+            if let Some(version) = memory::area().known_version(id.number()) {
+                version.is_missing.store(0, Ordering::Relaxed);
+            }
+        }
+        Some(KeyMissing | VersionMissing) => {
+            if let Some(version) = memory::area().version(id.number()) {
+                version.is_missing.store(1, Ordering::Relaxed);
+            }
+        }
+        // Nothing that tells.
+        Some(_) => {}
+    }
+}
+
+/// Whether the provider of a version has said, when it was asked last, that it hasn't got it.
+pub(crate) fn is_missing(id: VersionId) -> bool {
+    let version = memory::area().known_version(id.number());
+    version.is_some_and(|version| version.is_missing.load(Ordering::Relaxed) != 0)
+}
+
+/// How many versions of a key a provider keeps, as far as it was seen.
+#[derive(Clone, Copy)]
+pub(crate) struct SeenRetention {
+    /// The provider's own numbers.
+    pub(crate) oldest: u32,
+    pub(crate) newest: u32,
+    pub(crate) versions: u32,
+    pub(crate) max_versions: u32,
+}
+
+/// Takes notice of how many versions of a key a provider keeps; of what is only assumed as of what is not known.
+pub(crate) fn retention_seen(provider: &str, key: KeyId, retention: &Retention) {
+    let &Retention { oldest, newest, versions, max_versions, is_assumed, .. } = retention;
+    if let Some(place) = memory::area().retention(retention_of(provider, key)) {
+        let both = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        let newest_and_max = if is_assumed { 0 } else { both(newest, max_versions) };
+        place.oldest_and_versions.store(both(oldest, versions), Ordering::Relaxed);
+        place.newest_and_max.store(newest_and_max, Ordering::Release);
+    }
+}
+
+/// How many versions of a key a provider keeps, if that was seen.
+pub(crate) fn retention(provider: &str, key: KeyId) -> Option<SeenRetention> {
+    let place = memory::area().known_retention(retention_of(provider, key))?;
+    let newest_and_max = place.newest_and_max.load(Ordering::Acquire);
+    let oldest_and_versions = place.oldest_and_versions.load(Ordering::Relaxed);
+    let (high, low) = (|both: u64| (both >> 32) as u32, |both: u64| both as u32);
+    let max_versions = Some(low(newest_and_max)).filter(|max| *max != 0)?;
+    Some(SeenRetention {
+        oldest: high(oldest_and_versions),
+        newest: high(newest_and_max),
+        versions: low(oldest_and_versions),
+        max_versions,
+    })
+}
+
+fn retention_of(provider: &str, key: KeyId) -> u64 {
+    number_of((this_database(), provider, key.get()))
+}
+
 /// What names a version in all databases of the server, and is another one for a version that was rolled
 /// back and made again.
 #[derive(Clone, Copy)]
@@ -115,9 +181,14 @@ impl VersionId {
     }
 }
 
-/// Counts a request to a provider: how long it took, and of what kind its error was. Calls nothing of
-/// PostgreSQL's, as a thread calls it too.
-pub(crate) fn asked(provider: &str, took: Duration, error: Option<ProviderErrorKind>) {
+/// Counts a request to a provider: how long it took, and of what kind its error was; and takes notice of the
+/// certificates that it has used. Calls nothing of PostgreSQL's, as a thread calls it too.
+pub(crate) fn asked(
+    provider: &str,
+    took: Duration,
+    error: Option<ProviderErrorKind>,
+    certificates: Certificates,
+) {
     let database = this_database();
     let Some(counts) = memory::area().provider(database, number_of((database, provider))) else {
         return;
@@ -131,6 +202,16 @@ pub(crate) fn asked(provider: &str, took: Duration, error: Option<ProviderErrorK
         Some(kind) => {
             counts.errors[ErrorClass::of(kind) as usize].fetch_add(1, Ordering::Relaxed);
             counts.last_failure.store(now(), Ordering::Relaxed);
+        }
+    }
+    let Certificates { server_expires, client_expires } = certificates;
+    for (place, expires) in [
+        (&counts.certificate_expires, server_expires),
+        (&counts.client_certificate_expires, client_expires),
+    ] {
+        // A request that failed may have come to no handshake: what was known before stays.
+        if error.is_none() || expires.is_some() {
+            place.store(expires.map_or(0, time_of), Ordering::Relaxed);
         }
     }
     // A refusal is an answer; a request that was given up says nothing.
@@ -247,6 +328,8 @@ pub(crate) struct ProviderStatistics {
     pub(crate) errors: [u64; ERRORS],
     pub(crate) last_success: Option<pg_sys::TimestampTz>,
     pub(crate) last_failure: Option<pg_sys::TimestampTz>,
+    pub(crate) certificate_expires: Option<pg_sys::TimestampTz>,
+    pub(crate) client_certificate_expires: Option<pg_sys::TimestampTz>,
     pub(crate) reset_at: pg_sys::TimestampTz,
 }
 
@@ -272,6 +355,8 @@ impl ProviderStatistics {
             errors: counts.errors.each_ref().map(get),
             last_success: at(&counts.last_success),
             last_failure: at(&counts.last_failure),
+            certificate_expires: at(&counts.certificate_expires),
+            client_certificate_expires: at(&counts.client_certificate_expires),
             reset_at: counts.reset_at.load(Ordering::Relaxed).max(began()),
         }
     }
@@ -308,9 +393,14 @@ fn get(counter: &AtomicU64) -> u64 {
 
 /// The present time, as PostgreSQL stores it, without asking PostgreSQL.
 fn now() -> pg_sys::TimestampTz {
+    time_of(SystemTime::now())
+}
+
+/// A time, as PostgreSQL stores it.
+fn time_of(time: SystemTime) -> pg_sys::TimestampTz {
     /// From 1970 to 2000, in microseconds (`src/include/datatype/timestamp.h`).
     const EPOCH: i64 = 946_684_800_000_000;
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX).saturating_sub(EPOCH)
 }
 

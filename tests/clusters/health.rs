@@ -1,13 +1,13 @@
 //! What operators and auditors are shown, on a standby and while a provider is out of reach.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster_tests::key_server::{READ, READ_ONLY, Setup, fails};
 use cluster_tests::replication::{catch_up, replace_by_base_backup};
 use cluster_tests::{DATABASE, Session, builder, connect, create_extension, keyring_file};
 use harness::cluster::{Cluster, SUPERUSER};
-use harness::openbao::OpenBao;
+use harness::openbao::{ClientAuthority, OpenBao};
 use postgres::Client;
 
 /// The rows that are not `ok`, without the times in them.
@@ -162,6 +162,83 @@ fn an_outage_shows_with_the_time_of_its_effect() {
     assert_eq!(login.text(READ), "first");
     let logins = problems(&mut login);
     assert!(logins.iter().any(|row| row.starts_with("login vault warning ")), "{logins:#?}");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told() {
+    let test = "a_certificate_that_ends_soon_is_told";
+    let Some(mut setup) = Setup::with_key(test, OpenBao::start_with_tls, READ_ONLY) else { return };
+    let (certificate, key) = ClientAuthority::new().sign("db1");
+    let certificate = setup.write("client.pem", &certificate);
+    let key = setup.write("client.key", &key);
+    setup.configure_file("vault_client_certificate_file", &certificate);
+    setup.configure_file("vault_client_key_file", &key);
+    setup.cluster.configure("shared_preload_libraries", "encryption_ext");
+    setup.cluster.configure("encryption_ext.warm_up", "off");
+    setup.cluster.configure("timezone", "UTC");
+    setup.cluster.restart();
+    connect(&setup.cluster).run("CREATE ROLE monitor LOGIN IN ROLE pg_monitor");
+    let mut monitor = setup.cluster.connect("monitor", DATABASE);
+    let certificates = "SELECT concat_ws('|', check_name, status, detail) FROM enc_health()
+                         WHERE check_name ~ 'certificate' AND subject = 'vault' ORDER BY check_name";
+
+    // Nobody has asked yet, and the view doesn't.
+    let known =
+        "SELECT num_nulls(certificate_expires, client_certificate_expires) FROM enc_stat_provider";
+    assert_eq!(monitor.value::<i32>(known), 2);
+    let rows = monitor.texts(certificates);
+    assert_eq!(rows, [Some("certificate|ok|none was used by this server".to_owned())]);
+
+    // A monitoring session sees what the requests of another have shown.
+    let mut reader = setup.connect();
+    assert_eq!(reader.text(READ), "first");
+    let ends_text = "SELECT concat_ws('|', certificate_expires, client_certificate_expires) FROM enc_stat_provider";
+    assert_eq!(monitor.text(ends_text), "4096-01-01 00:00:00+00|4096-01-01 00:00:00+00");
+    let end = "ends at 4096-01-01 00:00:00 UTC";
+    let expected = [
+        format!("certificate|ok|the certificate of its server {end}"),
+        format!("client_certificate|ok|the certificate that it is shown {end}"),
+    ];
+    assert_eq!(monitor.texts(certificates).into_iter().flatten().collect::<Vec<_>>(), expected);
+
+    // What all sessions share is told as what the server knows.
+    let told = "SELECT count(*) FILTER (WHERE detail LIKE '%this server%') > 5
+                       AND count(*) FILTER (WHERE detail LIKE '%session%') = 0 FROM enc_health()";
+    assert_eq!(monitor.text(told), "t");
+
+    // Replaced at the server by one that ends on another day.
+    let mut replace = |ends: SystemTime| {
+        setup.server.replace_certificate(ends);
+        let seconds = ends.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let is_seen = format!(
+            "SELECT certificate_expires = to_timestamp({seconds}) FROM enc_stat_provider WHERE provider = 'vault'"
+        );
+        let started = Instant::now();
+        while monitor.text(&is_seen) != "t" {
+            assert!(started.elapsed() < Duration::from_secs(20), "{}", monitor.text(ends_text));
+            thread::sleep(Duration::from_millis(50));
+            reader.run("SELECT enc_flush_cache()");
+            drop(reader.simple_query(READ));
+        }
+        let rows = monitor.texts(
+            "SELECT concat_ws('|', status, regexp_replace(detail, ' at .*', ''), remedy) FROM enc_health()
+              WHERE check_name = 'certificate'",
+        );
+        rows.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let day = Duration::from_secs(86_400);
+    let remedy =
+        "Renew it at the server, and SELECT * FROM enc_check_provider('vault');".to_owned();
+    let now = SystemTime::now();
+    assert_eq!(replace(now + 8 * day), ["ok|the certificate of its server ends"]);
+    let soon = format!("warning|the certificate of its server ends|{remedy}");
+    assert_eq!(replace(now + 3 * day), [soon]);
+    // One that has ended isn't accepted, and its end is told all the same.
+    let ended = format!("warning|the certificate of its server ended|{remedy}");
+    assert_eq!(replace(now - day), [ended]);
+    let refused = "SELECT concat_ws(' ', errors_unreachable > 0, last_failure > last_success) FROM enc_stat_provider";
+    assert_eq!(connect(&setup.cluster).text(refused), "t t");
+    assert_eq!(replace(now + 8 * day), ["ok|the certificate of its server ends"]);
 }
 
 #[test]

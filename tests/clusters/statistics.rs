@@ -286,6 +286,42 @@ fn requests_to_providers_are_counted_and_timed() {
 }
 
 #[test]
+fn what_checks_ask_is_counted() {
+    let test = "what_checks_ask_is_counted";
+    let Some(mut setup) = Setup::with_key(test, OpenBao::start_with_tls, READ_ONLY) else { return };
+    setup.cluster.configure("shared_preload_libraries", "encryption_ext");
+    setup.cluster.configure("encryption_ext.warm_up", "off");
+    setup.cluster.restart();
+    let mut session = setup.connect();
+    // How many requests and errors it adds.
+    let mut adds = |what: &str| {
+        const COUNTS: &str = "SELECT ARRAY[requests, errors, errors_unreachable, errors_not_found] FROM enc_stat_provider";
+        let before: Vec<i64> = session.value(COUNTS);
+        session.run(what);
+        let after: Vec<i64> = session.value(COUNTS);
+        let bucket = "SELECT count FROM enc_stat_provider_request_time WHERE le = 'Infinity'";
+        assert_eq!(session.value::<i64>(bucket), after[0]);
+        after.iter().zip(&before).map(|(after, before)| after - before).collect::<Vec<_>>()
+    };
+    // The check itself; of each of two keys a version, and how many are kept.
+    assert_eq!(adds("SELECT enc_check_provider()"), [5, 0, 0, 0]);
+    assert_eq!(adds("SELECT enc_check_key('k')"), [2, 0, 0, 0]);
+    // Beside the versions of both keys, which are compared, the ones that there are to adopt are looked for;
+    // and the log has an entry, for which the database key is fetched.
+    assert_eq!(adds("SELECT enc_reconcile()"), [5, 0, 0, 0]);
+    let versions = serde_json::json!({ "versions": [1] });
+    assert_eq!(setup.server.request("PUT", "secret/destroy/keys/k", versions).0, 204);
+    assert_eq!(adds("SELECT enc_check_key('k')"), [2, 1, 0, 1]);
+    setup.server.stop();
+    // One that is out of reach is asked once.
+    assert_eq!(adds("SELECT enc_check_provider()"), [2, 2, 2, 0]);
+    assert_eq!(adds("SELECT enc_check_key()"), [1, 1, 1, 0]);
+    let last =
+        "SELECT concat_ws(' ', reachable, last_failure > last_success) FROM enc_stat_provider";
+    assert_eq!(session.text(last), "f t");
+}
+
+#[test]
 fn a_standby_counts_for_itself() {
     let Some(primary) = start("a_standby_counts_for_itself", true) else { return };
     let mut standby = Cluster::builder(cluster_tests::MAJOR).port(5433).create();

@@ -549,3 +549,145 @@ fn settings_are_the_administrators() {
     assert_eq!(session.text("SHOW encryption_ext.provider"), "vault");
     assert_eq!(session.text("SHOW encryption_ext.cache_ttl"), "1h");
 }
+
+/// A session of a role that monitors.
+fn monitor_of(setup: &Setup) -> Client {
+    setup.connect().run("CREATE ROLE monitor LOGIN IN ROLE pg_monitor");
+    setup.cluster.connect("monitor", DATABASE)
+}
+
+/// What `enc_health` says of the versions of `k` at the provider.
+fn retention(monitor: &mut Client) -> String {
+    monitor.text(
+        "SELECT concat_ws(': ', status, detail) FROM enc_health() WHERE check_name = 'retention' AND subject = 'k'",
+    )
+}
+
+#[test]
+fn a_version_at_the_cost_of_one_that_is_needed_is_refused() {
+    let test = "a_version_at_the_cost_of_one_that_is_needed_is_refused";
+    let Some(mut setup) = Setup::new(test, OpenBao::start_with_tls, WRITING) else { return };
+    setup.cluster.configure("shared_preload_libraries", "encryption_ext");
+    setup.cluster.restart();
+    let mut monitor = monitor_of(&setup);
+    let limit = |max_versions: u32| {
+        let body = json!({ "max_versions": max_versions });
+        assert_eq!(setup.server.request("POST", "secret/metadata/keys/k", body).0, 204);
+    };
+    let at_vault = || {
+        let answer = setup.server.request("GET", "secret/metadata/keys/k", Value::Null).1;
+        let versions = answer["data"]["versions"].as_object().unwrap().keys().cloned();
+        versions.collect::<Vec<_>>().join(" ")
+    };
+    let kept = "SELECT concat_ws(' of ', provider_versions, provider_max_versions) FROM enc_stat_key WHERE name = 'k'";
+
+    // Before anybody has asked; of a new key, whose limit the mount or the default has; and of a lower one.
+    let mut session = setup.connect();
+    limit(3);
+    session.run("SELECT enc_create_key('k')");
+    assert_eq!(monitor.text(kept), "1 of 3");
+    session.run(
+        "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY, v encrypted_text('k'));
+         INSERT INTO t (v) VALUES ('first'); SELECT enc_rotate_key('k');
+         INSERT INTO t (v) VALUES ('second'); SELECT enc_rotate_key('k');
+         INSERT INTO t (v) VALUES ('third')",
+    );
+    assert_eq!(monitor.text(kept), "3 of 3");
+    let full = "warning: the provider keeps 3 versions: 0 more can be made until it drops version 1, which is not destroyed";
+    assert_eq!(retention(&mut monitor), full);
+
+    // A fourth would drop the first. Nothing is written there, and nothing here.
+    for rotate in ["SELECT enc_rotate_key('k')", "SELECT enc_rotate_key('k', activate => false)"] {
+        let text = fails(&mut session, rotate, "KE019");
+        let expected = "provider \"vault\" would drop version 1, which is not destroyed";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("vault kv metadata put -max-versions=1000 secret/keys/k"), "{text}");
+    }
+    assert_eq!(at_vault(), "1 2 3");
+    let values = "SELECT string_agg(enc_key_version(v) || v::text, ' ' ORDER BY id) FROM t";
+    assert_eq!(setup.connect().text(values), "1first 2second 3third");
+
+    // One that is destroyed needn't be kept: the next one takes its place.
+    session.run("CALL enc_rotate_all('k')");
+    session.run("SELECT enc_verify_version_unused('k', 1, '1 second')");
+    session.run("SELECT enc_destroy_key_version('k', 1, grace_period => '0')");
+    assert_eq!(session.value::<i32>("SELECT enc_rotate_key('k')"), 4);
+    assert_eq!(at_vault(), "2 3 4");
+    assert_eq!(monitor.text(kept), "3 of 3");
+    assert_eq!(retention(&mut monitor), full.replace("version 1,", "version 2,"));
+    fails(&mut session, "SELECT enc_rotate_key('k')", "KE019");
+    assert_eq!(setup.connect().text(values), "3first 3second 3third");
+
+    // A raised limit is seen when the key is checked.
+    limit(20);
+    session.run("SELECT enc_check_key('k')");
+    assert_eq!(monitor.text(kept), "3 of 20");
+    let more = "ok: 17 more versions can be made until the provider drops version 2";
+    assert_eq!(retention(&mut monitor), more);
+    assert_eq!(session.value::<i32>("SELECT enc_rotate_key('k')"), 5);
+
+    // An administrator who writes versions may have old ones dropped: it is told, and statements fail.
+    limit(2);
+    for key in [ONE, TWO] {
+        setup.server.kv_put("keys/k", key);
+    }
+    assert_eq!(at_vault(), "6 7");
+    assert_eq!(monitor.text("SELECT enc_ready()"), "t");
+    assert_eq!(session.value::<i32>("SELECT enc_rotate_key('k')"), 7);
+    let gone =
+        "critical: the provider does not have version(s) 2, 3, 4, 5, which are not destroyed";
+    assert_eq!(retention(&mut monitor), gone);
+    let error = monitor.fails("SELECT enc_ready()", "KE141");
+    assert!(error.detail().unwrap().contains("retention of k: the provider does not have"));
+    let log = setup.cluster.log();
+    let warning = "WARNING:  provider \"vault\" has dropped version 3 of key \"k\", which is not destroyed here";
+    assert!(log.contains(warning));
+}
+
+#[test]
+fn a_version_that_is_deleted_at_vault_is_told_when_somebody_has_asked() {
+    let test = "a_version_that_is_deleted_at_vault_is_told_when_somebody_has_asked";
+    let Some(setup) = Setup::with_key(test, OpenBao::start, READ_ONLY) else { return };
+    setup.server.kv_put("keys/k", THREE);
+    let mut session = setup.connect();
+    session.run("SELECT enc_rotate_key('k')");
+    assert_eq!(retention(&mut session), "ok: no limit is known to this session");
+    let versions = json!({ "versions": [1] });
+    assert_eq!(setup.server.request("POST", "secret/delete/keys/k", versions.clone()).0, 204);
+    session.run("SELECT enc_flush_cache()");
+    fails(&mut session, READ, "KE069");
+    let gone = "critical: the provider does not have version(s) 1, which are not destroyed";
+    assert_eq!(retention(&mut session), gone);
+    // A version that is disabled stops nobody, for now.
+    session.run("SELECT enc_disable_key_version('k', 1)");
+    assert_eq!(retention(&mut session), gone.replace("critical", "warning"));
+    assert_eq!(setup.server.request("POST", "secret/undelete/keys/k", versions).0, 204);
+    session.run("SELECT enc_check_key('k')");
+    assert_eq!(retention(&mut session), "ok: no limit is known to this session");
+}
+
+#[test]
+fn where_the_limit_cannot_be_seen_the_default_is_assumed() {
+    let test = "where_the_limit_cannot_be_seen_the_default_is_assumed";
+    let policy = r#"path "secret/data/keys/*" { capabilities = ["read", "create", "update"] }"#;
+    let Some(setup) = Setup::new(test, OpenBao::start, policy) else { return };
+    let mut session = setup.connect();
+    session.run("SELECT enc_create_key('k')");
+    for _ in 0..9 {
+        session.run("SELECT enc_rotate_key('k')");
+    }
+    let text = fails(&mut session, "SELECT enc_rotate_key('k')", "KE019");
+    assert!(text.contains("may keep the newest 10 versions"), "{text}");
+    assert!(
+        text.contains("\"read\" on \"secret/metadata/keys/*\" and \"secret/config\""),
+        "{text}"
+    );
+    let known = "SELECT num_nulls(provider_versions, provider_max_versions) FROM enc_stat_key WHERE name = 'k'";
+    assert_eq!(session.value::<i32>(known), 2);
+    // When it can be seen, nothing is assumed.
+    setup.server.policy("keys", WRITING);
+    let raised = json!({ "max_versions": 11 });
+    assert_eq!(setup.server.request("POST", "secret/metadata/keys/k", raised).0, 204);
+    assert_eq!(session.value::<i32>("SELECT enc_rotate_key('k')"), 11);
+    fails(&mut session, "SELECT enc_rotate_key('k')", "KE019");
+}

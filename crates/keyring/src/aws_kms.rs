@@ -23,7 +23,7 @@ use envelope::{DataKey, KeyName};
 use crate::call::RequestLimits;
 use crate::options::configuration;
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
+    self, Certificates, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
     ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
@@ -147,7 +147,7 @@ impl Provider for AwsKmsProvider {
         let answer = self.client.call(Action::GenerateDataKey, parameters, deadline)?;
         let made = answer.wrapped_key().zip(answer.plaintext());
         let (WrappedKey { reference, wrapped }, key) = made.ok_or_else(|| self.client.invalid())?;
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(
@@ -181,6 +181,10 @@ impl Provider for AwsKmsProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 }
 

@@ -31,8 +31,8 @@ use crate::http::{Response, Server};
 use crate::oauth::{self, Client, Unauthorized};
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, Login, MadeVersion, Provider, ProviderError,
-    ProviderErrorKind, WrappedKey,
+    self, Certificates, Finding, FoundVersion, Interrupt, Login, MadeVersion, Provider,
+    ProviderError, ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
 use credentials::Source;
@@ -138,6 +138,7 @@ impl AzureKeyVaultProvider {
             ca_file: options::optional_file(options.ca_file.clone(), "ca_file")?,
             identity: None,
             follows_redirects: false,
+            authority: None,
             limits,
         };
         let client = Client::new(server, source, interrupt);
@@ -207,7 +208,7 @@ impl Provider for AzureKeyVaultProvider {
         let deadline = self.client.deadline();
         let key = provider::generate_key()?;
         let WrappedKey { reference, wrapped } = self.wrap(&key, deadline)?;
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(
@@ -243,6 +244,10 @@ impl Provider for AzureKeyVaultProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 
     fn login(&self) -> Option<Login> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use envelope::KeyName;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -19,7 +20,7 @@ use crate::options::configuration;
 use crate::pkcs11::Pkcs11Provider;
 use crate::provider::{Interrupt, Provider, ProviderError};
 use crate::sys;
-use crate::vault::VaultProvider;
+use crate::vault::{self, VaultProvider};
 use crate::vault_transit::VaultTransitProvider;
 use crate::watched::{self, Stamp};
 
@@ -80,6 +81,19 @@ impl ProviderKind {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether the provider drops the oldest versions of a key when there are too many, as
+    /// [`Retention`](crate::provider::Retention) has it.
+    #[must_use]
+    pub fn drops_versions(self) -> bool {
+        self == Self::Vault
+    }
+
+    /// The number that such a provider gave the version of a key with this reference.
+    #[must_use]
+    pub fn number_in(self, reference: &str, key: &KeyName) -> Option<u32> {
+        if self.drops_versions() { vault::number_in(reference, key) } else { None }
     }
 
     /// Whether the provider wraps keys that are kept elsewhere, rather than keep them itself.

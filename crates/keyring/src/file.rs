@@ -287,7 +287,6 @@ impl Provider for FileProvider {
             wrapped: None,
             key,
             number: Some(number),
-            warning: None,
         })
     }
 

@@ -29,8 +29,8 @@ use crate::http::{Response, Server};
 use crate::oauth::{Client, Unauthorized};
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion, Provider,
-    ProviderError, ProviderErrorKind, WrappedKey,
+    self, Certificates, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion,
+    Provider, ProviderError, ProviderErrorKind, WrappedKey,
 };
 use crate::version::VersionId;
 use credentials::Source;
@@ -105,6 +105,7 @@ impl GcpKmsProvider {
             ca_file: options::optional_file(options.ca_file.clone(), "ca_file")?,
             identity: None,
             follows_redirects: false,
+            authority: None,
             limits,
         };
         Ok(Self { client: Client::new(server, source, interrupt), endpoint, key })
@@ -175,7 +176,7 @@ impl Provider for GcpKmsProvider {
         let deadline = self.client.deadline();
         let key = provider::generate_key()?;
         let WrappedKey { reference, wrapped } = self.encrypt(id, &key, deadline)?;
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(
@@ -210,6 +211,10 @@ impl Provider for GcpKmsProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 
     fn login(&self) -> Option<Login> {

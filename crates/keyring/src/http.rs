@@ -1,7 +1,6 @@
 //! Requests over HTTP, for all providers that speak it.
 //!
-//! * Certificates are checked against the authorities in the CA file, or the system's if there is
-//!   none. Nothing switches that off.
+//! * Certificates are checked as [`crate::tls`] says.
 //! * Proxies that the environment names are not used: the environment of a database server is not
 //!   where somebody decides who sees its keys.
 //! * A server that is a standby may redirect a request to the active one. The redirect is followed
@@ -14,29 +13,29 @@
 //! What is wiped: the bodies of requests and answers. What is not: the buffers inside the HTTP and
 //! TLS libraries.
 
+mod connector;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
 use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::header::{HeaderMap, HeaderValue, LOCATION};
-use ureq::http::uri::Scheme;
+use ureq::http::uri::{Authority, Scheme};
 use ureq::http::{self, Uri};
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::time::Duration as AgentDuration;
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, NextTimeout, TcpConnector};
 use zeroize::Zeroizing;
 
 use crate::address;
 use crate::call::{self, RequestLimits};
-use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
-use crate::watched::{self, Stamp};
+use crate::provider::{Certificates, Interrupt, ProviderError, ProviderErrorKind};
+use crate::tls::{self, Files, Identity, Seen, Stamps};
+use crate::watched;
+use connector::TlsConnector;
 
 /// A request. Headers with secrets in them are marked as sensitive.
 pub(crate) type Request = http::Request<Zeroizing<Vec<u8>>>;
@@ -65,17 +64,11 @@ pub(crate) struct Server {
     pub(crate) identity: Option<Identity>,
     /// Whether standbys of the service redirect to the active server.
     pub(crate) follows_redirects: bool,
+    /// The host and the port of the service itself, if requests go to others as well, such as those that
+    /// give out credentials.
+    pub(crate) authority: Option<Authority>,
     /// How long requests may take.
     pub(crate) limits: RequestLimits,
-}
-
-/// The files, in PEM, of a TLS client certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// The certificate, and those between it and the authority.
-    pub(crate) certificate_file: PathBuf,
-    /// Its private key.
-    pub(crate) key_file: PathBuf,
 }
 
 /// An answer. The body may have keys and tokens in it: it is wiped, and `Debug` is not implemented.
@@ -89,14 +82,17 @@ pub(crate) struct Response {
 pub(crate) struct Http {
     server: Server,
     agent: Option<(Agent, Stamps)>,
+    seen: Seen,
 }
-
-/// The states of the files that an agent was made with.
-type Stamps = [Option<Stamp>; 3];
 
 impl Http {
     pub(crate) fn new(server: Server) -> Self {
-        Self { server, agent: None }
+        Self { server, agent: None, seen: Seen::default() }
+    }
+
+    /// Until when the certificates are good that were used last.
+    pub(crate) fn certificates(&self) -> Certificates {
+        self.seen.certificates()
     }
 
     /// The time at which an operation that begins now must end.
@@ -144,11 +140,11 @@ impl Http {
 
     /// The agent that has the connections, a new one if a file was replaced.
     fn agent(&mut self) -> Result<Agent, ProviderError> {
-        let stamps = self.server.stamps();
+        let stamps = self.server.files().stamps();
         match &self.agent {
             Some((agent, made_with)) if *made_with == stamps => Ok(agent.clone()),
             _ => {
-                let agent = self.server.agent()?;
+                let agent = self.server.agent(&self.seen)?;
                 self.agent = Some((agent.clone(), stamps));
                 Ok(agent)
             }
@@ -157,28 +153,14 @@ impl Http {
 }
 
 impl Server {
-    fn stamps(&self) -> Stamps {
-        let identity = self.identity.as_ref();
-        [
-            self.ca_file.as_deref(),
-            identity.map(|identity| identity.certificate_file.as_path()),
-            identity.map(|identity| identity.key_file.as_path()),
-        ]
-        .map(|file| file.and_then(watched::stamp))
+    fn files(&self) -> Files<'_> {
+        Files { ca_file: self.ca_file.as_deref(), identity: self.identity.as_ref() }
     }
 
-    fn agent(&self) -> Result<Agent, ProviderError> {
-        let roots = match &self.ca_file {
-            None => RootCerts::PlatformVerifier,
-            Some(path) => RootCerts::from(read_certificates(path, "CA")?),
-        };
-        let tls = TlsConfig::builder()
-            .root_certs(roots)
-            .client_cert(self.identity.as_ref().map(Identity::read).transpose()?)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
+    fn agent(&self, seen: &Seen) -> Result<Agent, ProviderError> {
+        let loaded = self.files().load(seen)?;
+        let connector = TlsConnector::new(loaded, seen.clone(), self.authority.clone());
         let config = Config::builder()
-            .tls_config(tls)
             .https_only(self.https_only)
             .proxy(None)
             .http_status_as_error(false)
@@ -190,92 +172,9 @@ impl Server {
             .max_idle_connections(1)
             .max_idle_age(MAX_IDLE)
             .build();
-        Ok(Agent::with_parts(config, DefaultConnector::default(), InThread::default()))
+        let connector = ().chain(TcpConnector::default()).chain(connector);
+        Ok(Agent::with_parts(config, connector, InThread::default()))
     }
-}
-
-/// What the files of an [`Identity`] have.
-struct LoadedIdentity {
-    certificates: Vec<Certificate<'static>>,
-    /// In PEM.
-    key: Zeroizing<Vec<u8>>,
-    certified_key: CertifiedKey,
-}
-
-impl Identity {
-    /// The certificate and its key, for HTTP.
-    fn read(&self) -> Result<ClientCert, ProviderError> {
-        let loaded = self.load()?;
-        let key = PrivateKey::from_pem(&loaded.key).map_err(|_| self.no_key())?;
-        Ok(ClientCert::new_with_certs(&loaded.certificates, key))
-    }
-
-    /// The certificate and its key, for TLS.
-    pub(crate) fn certified_key(&self) -> Result<CertifiedKey, ProviderError> {
-        self.load().map(|loaded| loaded.certified_key)
-    }
-
-    /// Reads the files. One that can't be used is a login that fails, and not a setting that is wrong:
-    /// what replaces the files may be at it just now.
-    fn load(&self) -> Result<LoadedIdentity, ProviderError> {
-        let failed = |error| ProviderError { kind: ProviderErrorKind::LoginFailed, ..error };
-        let certificates =
-            read_certificates(&self.certificate_file, "client certificate").map_err(failed)?;
-        let (key, _) = watched::read(&self.key_file, "client key").map_err(failed)?;
-        let parsed = PrivateKeyDer::from_pem_slice(&key).map_err(|_| self.no_key())?;
-        let certificate = self.certificate_file.display();
-        match certified_key(&certificates, parsed) {
-            Ok(certified_key) => Ok(LoadedIdentity { certificates, key, certified_key }),
-            // One file may have been replaced a moment before the other.
-            Err(rustls::Error::InconsistentKeys(_)) => Err(self
-                .unusable_key(&format!("is not that of the certificate in \"{certificate}\""))
-                .transient()),
-            Err(_) => Err(self.unusable_key(&format!("can't be used with \"{certificate}\""))),
-        }
-    }
-
-    fn no_key(&self) -> ProviderError {
-        self.unusable_key("has no private key in PEM without a password")
-    }
-
-    fn unusable_key(&self, what: &str) -> ProviderError {
-        ProviderError::new(
-            ProviderErrorKind::LoginFailed,
-            format!("client key file \"{}\" {what}", self.key_file.display()),
-        )
-    }
-}
-
-/// A certificate and its key, if they belong together, which ureq takes for granted.
-fn certified_key(
-    certificates: &[Certificate<'_>],
-    key: PrivateKeyDer<'static>,
-) -> Result<CertifiedKey, rustls::Error> {
-    let certificates =
-        certificates.iter().map(|each| CertificateDer::from(each.der().to_vec())).collect();
-    CertifiedKey::from_der(certificates, key, &rustls::crypto::ring::default_provider())
-}
-
-pub(crate) fn read_certificates(
-    path: &std::path::Path,
-    what: &str,
-) -> Result<Vec<Certificate<'static>>, ProviderError> {
-    let (contents, _) = watched::read(path, what)?;
-    parse_pem(&contents)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
-            Ok(_) => None,
-            Err(_) => Some(Err(())),
-        })
-        .collect::<Result<Vec<_>, ()>>()
-        .ok()
-        .filter(|certificates| !certificates.is_empty())
-        .ok_or_else(|| {
-            ProviderError::new(
-                ProviderErrorKind::Configuration,
-                format!("{what} file \"{}\" has no certificates in PEM", path.display()),
-            )
-        })
 }
 
 /// Resolves names in the thread of the request. The library would start one more thread for it,
@@ -419,9 +318,9 @@ impl Failure {
                 format!("what answers at \"{address}\" does not speak HTTP"),
             )
             .with_hint("Check the address, and whether it needs https."),
-            ureq::Error::Rustls(error) => tls_error(error, service, &address),
+            ureq::Error::Rustls(error) => tls::error(error, service, &address),
             ureq::Error::Io(error) => match error.get_ref().and_then(|e| e.downcast_ref()) {
-                Some(error) => tls_error(error, service, &address),
+                Some(error) => tls::error(error, service, &address),
                 None => {
                     let unreachable = ProviderError::new(
                         Unreachable,
@@ -469,25 +368,6 @@ fn origin(uri: &Uri) -> String {
     let scheme = uri.scheme_str().unwrap_or_default();
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     format!("{scheme}://{authority}")
-}
-
-pub(crate) fn tls_error(error: &rustls::Error, service: &str, address: &str) -> ProviderError {
-    let unreachable = |message| ProviderError::new(ProviderErrorKind::Unreachable, message);
-    match error {
-        rustls::Error::InvalidCertificate(why) => unreachable(format!(
-            "the certificate of {service} at \"{address}\" is not valid: {why}"
-        ))
-        .with_hint(
-            "The CA file must have the certificate of the authority that signed the server's, and \
-             the address the name that the server's is for.",
-        ),
-        // Other variants may quote what the peer sent.
-        _ => unreachable(format!("could not make a TLS connection to {service} at \"{address}\""))
-            .with_hint(
-                "Check the address, whether the server speaks TLS 1.2 or 1.3 there, and whether it \
-                 wants another client certificate.",
-            ),
-    }
 }
 
 #[cfg(test)]

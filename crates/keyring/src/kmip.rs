@@ -26,12 +26,12 @@ use serde::Deserialize;
 use ureq::http::uri::Authority;
 
 use crate::call::RequestLimits;
-use crate::http::Identity;
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
+    self, Certificates, Finding, FoundVersion, Interrupt, MadeVersion, Provider, ProviderError,
     ProviderErrorKind, WrappedKey,
 };
+use crate::tls::Identity;
 use crate::version::VersionId;
 
 use client::{Client, Refusal, SERVICE, Server, Session};
@@ -192,7 +192,6 @@ impl Provider for KmipProvider {
             wrapped: None,
             key,
             number: Some(number),
-            warning: None,
         })
     }
 
@@ -229,6 +228,10 @@ impl Provider for KmipProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 }
 

@@ -52,6 +52,7 @@ pub mod provider;
 pub mod refresh;
 pub mod secret;
 mod sys;
+mod tls;
 pub mod vault;
 pub mod vault_transit;
 pub mod version;

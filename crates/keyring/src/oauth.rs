@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::address;
 use crate::http::{self, Http, Request, Response, Transport};
 use crate::logins;
-use crate::provider::{Interrupt, Login, ProviderError, ProviderErrorKind};
+use crate::provider::{Certificates, Interrupt, Login, ProviderError, ProviderErrorKind};
 
 /// A token that lets its bearer in.
 #[derive(Clone)]
@@ -109,6 +109,11 @@ impl Client {
     pub(crate) fn close_connections(&mut self) {
         self.http.close_connections();
         self.token_http.close_connections();
+    }
+
+    /// Until when the certificate is good that the service has shown last.
+    pub(crate) fn certificates(&self) -> Certificates {
+        self.http.certificates()
     }
 
     /// The token that there is, for other processes; none without an end, which nobody would replace.

@@ -171,7 +171,7 @@ impl Provider for Pkcs11Provider {
         })?;
         let key = DataKey::new(*key.expose());
         let reference = self.kek.reference();
-        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None, warning: None })
+        Ok(MadeVersion { reference, wrapped: Some(wrapped), key, number: None })
     }
 
     fn open(

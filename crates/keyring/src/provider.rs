@@ -6,7 +6,7 @@
 //! the extension stores wrapped in its catalog.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use envelope::{DataKey, KeyName, KeyVersion};
 use zeroize::Zeroizing;
@@ -108,6 +108,67 @@ pub trait Provider: Send {
 
     /// Takes a login that another process with the same settings has made.
     fn take_login(&mut self, _login: Login) {}
+
+    /// How many versions of `name` there are, and how many are kept; `None` from a provider that drops none.
+    ///
+    /// # Errors
+    ///
+    /// If the provider can't be reached. Not if it doesn't let us see.
+    fn retention(&mut self, _name: &KeyName) -> Result<Option<Retention>, ProviderError> {
+        Ok(None)
+    }
+
+    /// Until when the certificates of TLS are good that were used last. Nothing is sent for that.
+    fn certificates(&self) -> Certificates {
+        Certificates::default()
+    }
+}
+
+/// How many versions of a key are kept by a provider that drops the oldest when there are too many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// The provider's own number of the oldest version that it has; 0 if there is none yet.
+    pub oldest: u32,
+    /// And that of the newest.
+    pub newest: u32,
+    /// How many there are.
+    pub versions: u32,
+    /// How many are kept at most.
+    pub max_versions: u32,
+    /// Whether that could not be seen, and is what the provider does if it isn't told otherwise. Then `oldest`
+    /// and `versions` are not known either.
+    pub is_assumed: bool,
+    /// What the administrator should know, such as that few versions can be made until old ones are dropped.
+    pub warning: Option<String>,
+    /// How to have more of them kept, in full sentences.
+    pub hint: String,
+}
+
+impl Retention {
+    /// Whether the version with this number is there, and is dropped when the next one is made.
+    #[must_use]
+    pub fn would_drop(&self, number: u32) -> bool {
+        number >= self.oldest
+            && self.newest.saturating_sub(number) >= self.max_versions.saturating_sub(1)
+    }
+
+    /// The same when a version was made, with this number.
+    #[must_use]
+    pub fn after(self, newest: u32) -> Self {
+        let oldest =
+            self.oldest.max(newest.saturating_add(1).saturating_sub(self.max_versions)).max(1);
+        let versions = self.versions.saturating_add(1).min(self.max_versions);
+        Self { oldest, newest, versions, ..self }
+    }
+}
+
+/// Until when the certificates of TLS are good that a provider has used last; `None` where it has used none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Certificates {
+    /// The one that its server has shown.
+    pub server_expires: Option<SystemTime>,
+    /// The one that it shows to the server.
+    pub client_expires: Option<SystemTime>,
 }
 
 /// What a login gave.
@@ -209,8 +270,6 @@ pub struct MadeVersion {
     pub key: DataKey,
     /// A direct provider's own number of it.
     pub number: Option<KeyVersion>,
-    /// What the administrator should know, such as that the provider will drop old versions.
-    pub warning: Option<String>,
 }
 
 /// Whether the caller wants to give up: a statement was cancelled, a session ended.
@@ -391,6 +450,32 @@ pub(crate) enum KeyTextError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_version_drops_those_that_are_too_old() {
+        let of = |oldest, newest, max_versions| Retention {
+            oldest,
+            newest,
+            versions: newest - oldest + 1,
+            max_versions,
+            is_assumed: false,
+            warning: None,
+            hint: String::new(),
+        };
+        // Three of three: the next one, 4, leaves 2, 3 and 4.
+        let full = of(1, 3, 3);
+        assert_eq!([1, 2, 3].map(|number| full.would_drop(number)), [true, false, false]);
+        let after = full.after(4);
+        assert_eq!((after.oldest, after.newest, after.versions), (2, 4, 3));
+        assert_eq!([1, 2, 3].map(|number| after.would_drop(number)), [false, true, false]);
+        assert!(!of(1, 2, 3).would_drop(1));
+        let first = of(1, 1, 3).after(2);
+        assert_eq!((first.oldest, first.newest, first.versions), (1, 2, 2));
+        // The limit was lowered: more than one goes at once.
+        let lowered = of(1, 9, 3);
+        assert_eq!([1, 7, 8].map(|number| lowered.would_drop(number)), [true, true, false]);
+        assert!(of(5, 5, 1).would_drop(5));
+    }
 
     #[test]
     fn keys_are_read_from_base64() {

@@ -20,7 +20,7 @@ use envelope::{KeyName, KeyVersion};
 use crate::call::{self, RequestLimits};
 use crate::configured::Configured;
 use crate::material::KeyMaterial;
-use crate::provider::{Provider, ProviderError, ProviderErrorKind};
+use crate::provider::{Certificates, Provider, ProviderError, ProviderErrorKind};
 use crate::version::{CheckValue, Keyspace, VersionId};
 
 /// How long to wait until a provider that is out of reach is asked again: less than a breaker stays
@@ -87,9 +87,9 @@ pub struct Outages {
     pub error: ProviderError,
 }
 
-/// Is told of each request: the provider's name, how long it took, and the kind of its error. Called in the
-/// thread.
-pub type Observer = fn(&str, Duration, Option<ProviderErrorKind>);
+/// Is told of each request: the provider's name, how long it took, the kind of its error, and the certificates
+/// that the provider has used. Called in the thread.
+pub type Observer = fn(&str, Duration, Option<ProviderErrorKind>, Certificates);
 
 /// The thread, and what it shares with the process.
 pub struct Refresher {
@@ -230,7 +230,8 @@ impl Shared {
                 let result = open(&mut *provider, &planned);
                 if let Some(observer) = self.observer {
                     let error = result.as_ref().err().map(|error| error.kind);
-                    observer(&planned.provider, started.elapsed(), error);
+                    let certificates = provider.certificates();
+                    observer(&planned.provider, started.elapsed(), error, certificates);
                 }
                 providers.insert(planned.provider.clone(), (configured, provider));
                 result
@@ -443,8 +444,14 @@ mod tests {
     fn an_observer_is_told_of_each_request() {
         static SEEN: Mutex<Vec<(String, Option<ProviderErrorKind>)>> = Mutex::new(Vec::new());
 
-        fn observe(provider: &str, took: Duration, error: Option<ProviderErrorKind>) {
+        fn observe(
+            provider: &str,
+            took: Duration,
+            error: Option<ProviderErrorKind>,
+            certificates: Certificates,
+        ) {
             assert!(took < Duration::from_secs(60));
+            assert_eq!(certificates, Certificates::default());
             SEEN.lock().unwrap().push((provider.to_owned(), error));
         }
 

@@ -23,8 +23,8 @@ use crate::address;
 use crate::call::RequestLimits;
 use crate::options::configuration;
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion, Provider,
-    ProviderError, ProviderErrorKind, WrappedKey,
+    self, Certificates, Finding, FoundVersion, Interrupt, KeyTextError, Login, MadeVersion,
+    Provider, ProviderError, ProviderErrorKind, Retention, WrappedKey,
 };
 use crate::version::VersionId;
 
@@ -154,31 +154,20 @@ impl VaultProvider {
         })
     }
 
-    /// What the administrator should know about versions that Vault will drop, as far as the policy
-    /// lets us see.
-    fn warning(&mut self, name: &KeyName, number: u32, deadline: Instant) -> Option<String> {
-        let metadata = self.path("metadata", name);
-        let of_secret = self.limits(&metadata, deadline)?;
-        let config = format!("{}/config", self.mount);
-        let of_mount = self.limits(&config, deadline);
-        let max_versions = [Some(&of_secret), of_mount.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|limits| limits.max_versions)
-            .find(|max| *max != 0)
-            .unwrap_or(DEFAULT_MAX_VERSIONS);
+    /// What is to be said of the versions that there will be with the next one.
+    fn warning(&self, name: &KeyName, limits: &[Limits], max: u32, next: u32) -> Option<String> {
         let secret_name = self.secret_name(name);
-        if of_secret.expires || of_mount.is_some_and(|limits| limits.expires) {
+        if limits.iter().any(|limits| limits.expires) {
             return Some(format!(
                 "Vault deletes versions of \"{secret_name}\" after a time (delete_version_after), \
                  and with them the values that they encrypt"
             ));
         }
-        (max_versions.saturating_sub(number) < MIN_SPARE_VERSIONS).then(|| {
+        (max.saturating_sub(next) < MIN_SPARE_VERSIONS).then(|| {
             format!(
-                "Vault keeps the newest {max_versions} versions of \"{secret_name}\" and drops \
-                 older ones, and with them the values that they encrypt; to keep more: vault kv \
-                 metadata put -max-versions=1000 {secret_name}"
+                "Vault keeps the newest {max} versions of \"{secret_name}\" and drops older ones, \
+                 and with them the values that they encrypt; to keep more: vault kv metadata put \
+                 -max-versions=1000 {secret_name}"
             )
         })
     }
@@ -213,8 +202,14 @@ impl VaultProvider {
         ))
     }
 
-    fn limits(&mut self, path: &str, deadline: Instant) -> Option<Limits> {
-        self.client.request(Method::Get, path, None, deadline).ok()?.limits()
+    /// What is set at a path; `None` if the policy does not let us see.
+    fn limits(&mut self, path: &str, deadline: Instant) -> Result<Option<Limits>, ProviderError> {
+        Ok(match self.client.read_if_allowed(path, deadline)? {
+            None => None,
+            // A secret that is not there yet.
+            Some(answer) if answer.is_nothing_there() => Some(Limits::default()),
+            Some(answer) => answer.limits(),
+        })
     }
 
     fn path(&self, kind: &str, name: &KeyName) -> String {
@@ -333,8 +328,55 @@ impl Provider for VaultProvider {
             wrapped: None,
             key,
             number: Some(number),
-            warning: self.warning(id.name, number.get(), deadline),
         })
+    }
+
+    fn retention(&mut self, name: &KeyName) -> Result<Option<Retention>, ProviderError> {
+        let deadline = self.client.deadline();
+        // What says less than was seen a moment ago is not believed.
+        let seen = self.discovered.as_ref().filter(|(found, _)| found == name);
+        let seen = seen.map_or(0, |(_, newest)| *newest);
+        let of_secret = self.limits(&self.path("metadata", name), deadline)?;
+        let of_secret = of_secret.filter(|limits| limits.newest >= seen);
+        let of_mount = self.limits(&format!("{}/config", self.mount), deadline)?;
+        // The larger of both counts ("KeyMetadata.AddVersion" in vault-plugin-secrets-kv's path_data.go).
+        let limits: Vec<_> = of_secret.iter().chain(&of_mount).copied().collect();
+        let set = limits.iter().map(|limits| limits.max_versions).max().filter(|max| *max != 0);
+        let is_assumed = of_secret.is_none() || (set.is_none() && of_mount.is_none());
+        let max_versions = set.unwrap_or(DEFAULT_MAX_VERSIONS);
+        let Limits { oldest, newest, versions, .. } = match of_secret {
+            Some(of_secret) => of_secret,
+            None if seen != 0 => Limits { newest: seen, ..Limits::default() },
+            None => {
+                let newest = self.read(name, None, deadline)?.version;
+                Limits { newest, ..Limits::default() }
+            }
+        };
+        let secret_name = self.secret_name(name);
+        Ok(Some(Retention {
+            oldest,
+            newest,
+            versions,
+            max_versions,
+            is_assumed,
+            warning: match of_secret {
+                Some(_) => self.warning(name, &limits, max_versions, newest.saturating_add(1)),
+                None => None,
+            },
+            hint: match is_assumed {
+                true => format!(
+                    "The policy of the login doesn't let us see how many versions Vault keeps, and \
+                     it keeps {DEFAULT_MAX_VERSIONS} unless it is told otherwise. Allow \"read\" on \
+                     \"{}\" and \"{}/config\".",
+                    self.path_of("metadata", "*"),
+                    self.mount
+                ),
+                false => format!(
+                    "A Vault administrator can have it keep more: vault kv metadata put \
+                     -max-versions=1000 {secret_name} (or bao kv metadata put)."
+                ),
+            },
+        }))
     }
 
     fn open(
@@ -393,7 +435,8 @@ impl Provider for VaultProvider {
             }
         });
         findings.push(self.check_writing(probe.name, deadline)?);
-        findings.extend(self.warning(probe.name, newest.version, deadline).map(|warning| {
+        let retention = self.retention(probe.name)?.filter(|retention| retention.newest != 0);
+        findings.extend(retention.and_then(|retention| retention.warning).map(|warning| {
             Finding::warning("retention", warning, "Raise the limit before it is reached.")
         }));
         Ok(findings)
@@ -401,6 +444,10 @@ impl Provider for VaultProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 
     fn login(&self) -> Option<Login> {
@@ -431,6 +478,12 @@ fn write_request(key: &DataKey, newest: u32) -> Zeroizing<Vec<u8>> {
 /// `<name>?version=<number>`.
 fn reference(name: &KeyName, number: KeyVersion) -> String {
     format!("{name}?version={number}")
+}
+
+/// The number in a reference to a version of this key.
+pub(crate) fn number_in(text: &str, key: &KeyName) -> Option<u32> {
+    let (name, number) = parse_reference(text).ok()?;
+    (name == *key).then_some(number.get())
 }
 
 fn parse_reference(text: &str) -> Result<(KeyName, KeyVersion), ProviderError> {

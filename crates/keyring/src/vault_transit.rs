@@ -41,8 +41,8 @@ use crate::address;
 use crate::call::RequestLimits;
 use crate::options::{self, configuration};
 use crate::provider::{
-    self, Finding, FoundVersion, Interrupt, Login, MadeVersion, Provider, ProviderError,
-    ProviderErrorKind, WrappedKey,
+    self, Certificates, Finding, FoundVersion, Interrupt, Login, MadeVersion, Provider,
+    ProviderError, ProviderErrorKind, WrappedKey,
 };
 use crate::vault::VaultOptions;
 use crate::vault::answer::{Answer, TransitKey, TransitRefusal};
@@ -295,7 +295,6 @@ impl Provider for VaultTransitProvider {
             wrapped: Some(ciphertext.into_bytes()),
             key,
             number: None,
-            warning: None,
         })
     }
 
@@ -362,6 +361,10 @@ impl Provider for VaultTransitProvider {
 
     fn close_connections(&mut self) {
         self.client.close_connections();
+    }
+
+    fn certificates(&self) -> Certificates {
+        self.client.certificates()
     }
 
     fn login(&self) -> Option<Login> {

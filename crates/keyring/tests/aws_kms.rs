@@ -902,7 +902,9 @@ fn the_certificate_must_be_right() {
     let moto = component!(Moto::start_with_tls(), "moto");
     let mut setup = Setup::for_moto(&moto.address(), &moto.create_key(REGION, false));
     setup.options.ca_file = text(&moto.ca_file());
-    make(&mut setup.provider()).unwrap();
+    let mut kms = setup.provider();
+    make(&mut kms).unwrap();
+    contract::tells_when_certificates_end(&kms, false);
 
     let other = setup.folder.path().join("other.pem");
     fs::write(&other, harness::openbao::unrelated_authority()).unwrap();

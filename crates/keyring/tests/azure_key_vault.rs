@@ -174,6 +174,9 @@ fn it_keeps_the_contract() {
             binds_version: false,
         });
     }
+    let mut provider = setup.provider();
+    provider.make(&id(&name("k"), 1)).unwrap();
+    contract::tells_when_certificates_end(&provider, false);
 }
 
 #[test]

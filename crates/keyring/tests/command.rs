@@ -108,7 +108,7 @@ impl Provider for Filled {
         fs::write(self.folder.join(format!("{}.{number}", id.name)), key).unwrap();
         let FoundVersion { number, reference, key } =
             self.provider.discover(id.name, &[])?.pop().unwrap();
-        Ok(MadeVersion { reference, wrapped: None, key, number: Some(number), warning: None })
+        Ok(MadeVersion { reference, wrapped: None, key, number: Some(number) })
     }
 
     fn discover(

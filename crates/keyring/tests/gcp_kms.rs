@@ -167,6 +167,9 @@ fn it_keeps_the_contract() {
         is_envelope: true,
         binds_version: true,
     });
+    let mut provider = setup.provider();
+    provider.make(&id(&name("k"), 1)).unwrap();
+    contract::tells_when_certificates_end(&provider, false);
 }
 
 #[test]

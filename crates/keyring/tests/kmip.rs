@@ -88,6 +88,10 @@ fn keeps_the_contract() {
         is_envelope: false,
         binds_version: false,
     });
+    let mut provider =
+        KmipProvider::new(&options, RequestLimits::default(), Box::new(|| false)).unwrap();
+    provider.discover(&name("contract"), &[]).unwrap();
+    contract::tells_when_certificates_end(&provider, true);
 }
 
 #[test]

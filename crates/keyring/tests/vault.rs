@@ -12,7 +12,7 @@ use envelope::{DataKey, KeyName, KeyVersion};
 use harness::kubernetes::TokenReviewer;
 use harness::openbao::{self, ClientAuthority, JwtIssuer, OpenBao};
 use keyring::call::RequestLimits;
-use keyring::provider::{MadeVersion, Provider, ProviderError, ProviderErrorKind};
+use keyring::provider::{Certificates, MadeVersion, Provider, ProviderError, ProviderErrorKind};
 use keyring::vault::{VaultOptions, VaultProvider};
 use keyring::version::{Keyspace, VersionId};
 use serde_json::{Value, json};
@@ -185,8 +185,13 @@ fn a_policy_that_can_write_makes_versions() {
     let first = make(&mut vault, "user_pii").unwrap();
     assert_eq!(first.reference, "user_pii?version=1");
     assert_eq!(first.number, Some(KeyVersion::FIRST));
-    let warning = first.warning.unwrap();
-    assert!(warning.contains("10 versions"), "{warning}");
+    let retention = |vault: &mut VaultProvider| {
+        vault.retention(&name("user_pii")).unwrap().expect("Vault drops versions")
+    };
+    let seen = retention(&mut vault);
+    assert_eq!((seen.oldest, seen.newest, seen.versions, seen.max_versions), (1, 1, 1, 10));
+    let warning = seen.warning.unwrap();
+    assert!(warning.contains("10 versions") && !seen.is_assumed, "{warning}");
     let opened = open(&mut setup.provider(), &first.reference).unwrap();
     assert_eq!(opened.expose(), first.key.expose());
 
@@ -194,11 +199,14 @@ fn a_policy_that_can_write_makes_versions() {
     let raised = json!({ "max_versions": 1000 });
     assert_eq!(server.request("POST", "secret/metadata/keys/user_pii", raised).0, 204);
     let second = make(&mut vault, "user_pii").unwrap();
-    assert_eq!((second.reference.as_str(), second.warning), ("user_pii?version=2", None));
+    assert_eq!(second.reference, "user_pii?version=2");
+    let seen = retention(&mut vault);
+    assert_eq!((seen.versions, seen.max_versions, seen.warning), (2, 1000, None));
     assert_ne!(second.key.expose(), first.key.expose());
     let expiring = json!({ "delete_version_after": "720h" });
     assert_eq!(server.request("POST", "secret/config", expiring).0, 204);
-    let warning = make(&mut vault, "user_pii").unwrap().warning.unwrap();
+    make(&mut vault, "user_pii").unwrap();
+    let warning = retention(&mut vault).warning.unwrap();
     assert!(warning.contains("delete_version_after"), "{warning}");
 
     // The least that making needs, without a look at the metadata.
@@ -207,8 +215,48 @@ fn a_policy_that_can_write_makes_versions() {
         r#"path "secret/data/keys/*" { capabilities = ["read", "create", "update"] }"#,
     );
     let setup = Setup::with_token(&server, &server.token(&["make-keys"], "1h"));
-    let made = make(&mut setup.provider(), "user_pii").unwrap();
-    assert_eq!((made.reference.as_str(), made.warning), ("user_pii?version=4", None));
+    let mut vault = setup.provider();
+    assert_eq!(make(&mut vault, "user_pii").unwrap().reference, "user_pii?version=4");
+    let assumed = retention(&mut vault);
+    assert_eq!((assumed.newest, assumed.max_versions, &assumed.warning), (4, 10, &None));
+    assert!(
+        assumed.is_assumed && assumed.hint.contains("\"secret/metadata/keys/*\""),
+        "{assumed:?}"
+    );
+}
+
+#[test]
+fn versions_are_dropped_as_it_tells() {
+    let server = server!(start);
+    let setup = Setup::with_token(&server, server.root_token());
+    let mut vault = setup.provider();
+    let set = |path: &str, max_versions: u32| {
+        let body = json!({ "max_versions": max_versions });
+        assert_eq!(server.request("POST", path, body).0, 204);
+    };
+    let key = name("user_pii");
+    // The larger of the secret's limit and the mount's counts.
+    for (of_secret, of_mount, expected) in [(0, 0, 10), (3, 0, 3), (0, 4, 4), (3, 4, 4), (5, 4, 5)]
+    {
+        set("secret/metadata/keys/user_pii", of_secret);
+        set("secret/config", of_mount);
+        assert_eq!(vault.retention(&key).unwrap().unwrap().max_versions, expected);
+    }
+    set("secret/metadata/keys/user_pii", 3);
+    for of_mount in [0, 4] {
+        set("secret/config", of_mount);
+        for _ in 0..7 {
+            // Of each version that is there, what happens to it with the next one.
+            let before = vault.retention(&key).unwrap().unwrap();
+            let made = make(&mut vault, "user_pii").unwrap().number.unwrap().get();
+            for number in before.oldest.max(1)..made {
+                let is_gone = open(&mut vault, &format!("user_pii?version={number}")).is_err();
+                assert_eq!(is_gone, before.would_drop(number), "{before:?}, {number}");
+            }
+            let after = vault.retention(&key).unwrap().unwrap();
+            assert_eq!(before.after(made), after);
+        }
+    }
 }
 
 #[test]
@@ -568,6 +616,7 @@ fn a_client_certificate_logs_in() {
     let mut vault = setup.provider();
     assert_eq!(open(&mut vault, "user_pii?version=1").unwrap().expose(), &[1; 32]);
     assert_eq!(name_of_newest(), "db1");
+    contract::tells_when_certificates_end(&vault, true);
 
     // Replaced on disk: the next login shows the new one, in a new connection.
     let (certificate, key) = authority.sign("db2");
@@ -923,4 +972,8 @@ fn it_keeps_the_contract() {
         is_envelope: false,
         binds_version: false,
     });
+    // Without TLS there are no certificates.
+    let mut vault = setup.provider();
+    make(&mut vault, "without_tls").unwrap();
+    assert_eq!(vault.certificates(), Certificates::default());
 }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PKCS_ECDSA_P256_SHA256, SigningKey,
+    PKCS_ECDSA_P256_SHA256, SigningKey, date_time_ymd,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,6 +30,8 @@ pub struct OpenBao {
     port: u16,
     cluster_port: u16,
     tls: bool,
+    /// What signs its certificates. Only with TLS.
+    issuer: Option<Issuer<'static, KeyPair>>,
     agent: Agent,
     process: Option<Child>,
     root_token: String,
@@ -63,12 +65,12 @@ impl OpenBao {
     fn launch(binary: PathBuf, tls: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         fs::create_dir(folder.path().join("data")).expect("a temporary folder can be written");
-        let agent = match tls {
+        let (issuer, agent) = match tls {
             true => {
-                write_certificates(folder.path());
-                agent_that_trusts(&folder.path().join("ca.pem"))
+                let issuer = write_certificates(folder.path());
+                (Some(issuer), agent_that_trusts(&folder.path().join("ca.pem")))
             }
-            false => agent(TlsConfig::default()),
+            false => (None, agent(TlsConfig::default())),
         };
         let (root_token, unseal_key) = (String::new(), String::new());
         let mut server = Self {
@@ -77,6 +79,7 @@ impl OpenBao {
             port: free_port(),
             cluster_port: free_port(),
             tls,
+            issuer,
             agent,
             process: None,
             root_token,
@@ -108,6 +111,19 @@ impl OpenBao {
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
+    }
+
+    /// Has the server show another certificate soon, which ends at this time. (One that has ended is not
+    /// accepted by the other functions here either.)
+    ///
+    /// # Panics
+    ///
+    /// If the server was started without TLS.
+    pub fn replace_certificate(&self, ends: SystemTime) {
+        let issuer = self.issuer.as_ref().expect("a server with TLS has certificates");
+        write_server_certificate(self.folder.path(), issuer, Some(ends));
+        // It reads its certificate again (OpenBao, "TCP listener configuration", tls_cert_file).
+        kill(self.pid(), Signal::SIGHUP).expect("the server runs");
     }
 
     /// The port of 127.0.0.1 that it listens on.
@@ -625,14 +641,28 @@ pub(crate) fn authority() -> (Issuer<'static, KeyPair>, String) {
     (Issuer::new(params, key), certificate)
 }
 
-pub(crate) fn write_certificates(folder: &Path) {
+/// The authority's certificate, and a server's that it has signed.
+pub(crate) fn write_certificates(folder: &Path) -> Issuer<'static, KeyPair> {
     let (issuer, ca) = authority();
+    fs::write(folder.join("ca.pem"), ca).expect("the folder can be written");
+    write_server_certificate(folder, &issuer, None);
+    issuer
+}
+
+fn write_server_certificate(
+    folder: &Path,
+    issuer: &Issuer<'static, KeyPair>,
+    ends: Option<SystemTime>,
+) {
     let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let params = CertificateParams::new(names).expect("the names are valid");
+    let mut params = CertificateParams::new(names).expect("the names are valid");
+    if let Some(ends) = ends {
+        let since_1970 = ends.duration_since(UNIX_EPOCH).expect("it ends after 1970");
+        params.not_after = date_time_ymd(1970, 1, 1) + since_1970;
+    }
     let key = KeyPair::generate().expect("the system has random bytes");
-    let certificate = params.signed_by(&key, &issuer).expect("a certificate can be signed");
-    let files =
-        [("ca.pem", ca), ("server.pem", certificate.pem()), ("server.key", key.serialize_pem())];
+    let certificate = params.signed_by(&key, issuer).expect("a certificate can be signed");
+    let files = [("server.pem", certificate.pem()), ("server.key", key.serialize_pem())];
     for (name, contents) in files {
         fs::write(folder.join(name), contents).expect("the folder can be written");
     }

@@ -20,7 +20,7 @@ use super::settings::Connection;
 use crate::call::RequestLimits;
 use crate::http::{Http, Request, Server, Transport};
 use crate::options::configuration;
-use crate::provider::{Finding, Interrupt, ProviderError, ProviderErrorKind};
+use crate::provider::{Certificates, Finding, Interrupt, ProviderError, ProviderErrorKind};
 use crate::version::VersionId;
 
 /// AWS accepts a signature for five minutes before and after its own time. A clock that is off by
@@ -119,6 +119,7 @@ impl Client {
         limits: RequestLimits,
         interrupt: Box<dyn Interrupt>,
     ) -> Self {
+        let endpoint = connection.endpoint.base.parse::<http::Uri>().ok();
         let session = Session {
             credentials: Credentials::new(&connection),
             signer: RequestSigner::new("kms", &connection.region),
@@ -133,6 +134,7 @@ impl Client {
             ca_file: connection.ca_file,
             identity: None,
             follows_redirects: false,
+            authority: endpoint.and_then(|uri| uri.authority().cloned()),
             limits,
         });
         Self { session: Arc::new(session), http, interrupt }
@@ -156,6 +158,11 @@ impl Client {
         self.http.call(deadline, &*self.interrupt, move |transport| {
             session.request(transport, action, &key_id, &body)
         })
+    }
+
+    /// Until when the certificate is good that KMS has shown last.
+    pub(super) fn certificates(&self) -> Certificates {
+        self.http.certificates()
     }
 
     /// What came of the login that the last request was signed with.

@@ -9,21 +9,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustls::client::Resumption;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::sign::SingleCertAndKey;
-use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use rustls_platform_verifier::Verifier;
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig, ClientConnection, StreamOwned};
 use zeroize::Zeroizing;
 
 use super::message::{self, Operation, Outcome, Payload, ResultReason};
 use super::ttlv::{self, Malformed};
 use crate::call::{self, RequestLimits};
-use crate::http::{self, Identity};
-use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
-use crate::watched::{self, Stamp};
+use crate::http;
+use crate::provider::{Certificates, Interrupt, ProviderError, ProviderErrorKind};
+use crate::tls::{self, Files, Identity, Seen, Stamps};
 
 /// What messages call it.
 pub(super) const SERVICE: &str = "the KMIP server";
@@ -48,6 +43,7 @@ pub(super) struct Client {
     interrupt: Box<dyn Interrupt>,
     config: Option<(Arc<ClientConfig>, Stamps)>,
     kept: Option<Kept>,
+    seen: Seen,
 }
 
 /// A connection, and when it was used last.
@@ -56,14 +52,17 @@ struct Kept {
     used: Instant,
 }
 
-/// The states of the files that a configuration was made with.
-type Stamps = [Option<Stamp>; 3];
-
 type Stream = StreamOwned<ClientConnection, Timed>;
 
 impl Client {
     pub(super) fn new(server: Server, interrupt: Box<dyn Interrupt>) -> Self {
-        Self { server: Arc::new(server), interrupt, config: None, kept: None }
+        let seen = Seen::default();
+        Self { server: Arc::new(server), interrupt, config: None, kept: None, seen }
+    }
+
+    /// Until when the certificates are good that were used last.
+    pub(super) fn certificates(&self) -> Certificates {
+        self.seen.certificates()
     }
 
     /// The time at which an operation that begins now must end.
@@ -79,10 +78,11 @@ impl Client {
         work: impl Fn(&mut Session) -> Result<T, ProviderError> + Send + Sync + 'static,
     ) -> Result<T, ProviderError> {
         let work = Arc::new(work);
-        let Self { server, interrupt, config, kept } = self;
+        let Self { server, interrupt, config, kept, seen } = self;
         call::with_retries(deadline, &**interrupt, || {
-            let config = current(config, server, kept)?;
-            call_once(server, config, kept, deadline, &**interrupt, Arc::clone(&work))
+            let config = current(config, server, kept, seen)?;
+            let tls = Tls { config, seen: seen.clone() };
+            call_once(server, tls, kept, deadline, &**interrupt, Arc::clone(&work))
         })
     }
 
@@ -97,13 +97,19 @@ fn current(
     config: &mut Option<(Arc<ClientConfig>, Stamps)>,
     server: &Server,
     kept: &mut Option<Kept>,
+    seen: &Seen,
 ) -> Result<Arc<ClientConfig>, ProviderError> {
-    let stamps = server.stamps();
+    let files = server.files();
+    let stamps = files.stamps();
     match config {
         Some((config, made_with)) if *made_with == stamps => Ok(Arc::clone(config)),
         _ => {
             *kept = None;
-            let made = Arc::new(server.config()?);
+            let made = files.load(seen)?.config().map_err(|_| {
+                let why = "the system has no certificates of authorities";
+                ProviderError::new(ProviderErrorKind::Configuration, why)
+            })?;
+            let made = Arc::new(made);
             *config = Some((Arc::clone(&made), stamps));
             Ok(made)
         }
@@ -112,7 +118,7 @@ fn current(
 
 fn call_once<T: Send + 'static>(
     server: &Arc<Server>,
-    config: Arc<ClientConfig>,
+    tls: Tls,
     kept: &mut Option<Kept>,
     deadline: Instant,
     interrupt: &dyn Interrupt,
@@ -122,7 +128,7 @@ fn call_once<T: Send + 'static>(
     let stream =
         kept.take().filter(|kept| kept.used.elapsed() < http::MAX_IDLE).map(|kept| kept.stream);
     let server = Arc::clone(server);
-    let mut session = Session { server, config, stream: None, deadline, plug: Arc::clone(&plug) };
+    let mut session = Session { server, tls, stream: None, deadline, plug: Arc::clone(&plug) };
     let done = call::call(deadline, interrupt, move || {
         if let Some(stream) = stream {
             session.reuse(stream)?;
@@ -166,45 +172,8 @@ fn lock(plug: &Mutex<Plug>) -> MutexGuard<'_, Plug> {
 }
 
 impl Server {
-    fn stamps(&self) -> Stamps {
-        let Identity { certificate_file, key_file } = &self.identity;
-        [self.ca_file.as_deref(), Some(certificate_file.as_path()), Some(key_file.as_path())]
-            .map(|file| file.and_then(watched::stamp))
-    }
-
-    fn config(&self) -> Result<ClientConfig, ProviderError> {
-        let unusable = |what: &str| ProviderError::new(ProviderErrorKind::Configuration, what);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier: Arc<dyn ServerCertVerifier> = match &self.ca_file {
-            None => Arc::new(
-                Verifier::new(Arc::clone(&provider))
-                    .map_err(|_| unusable("the system has no certificates of authorities"))?,
-            ),
-            Some(path) => {
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(
-                    http::read_certificates(path, "CA")?
-                        .iter()
-                        .map(|each| CertificateDer::from(each.der().to_vec())),
-                );
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                    .build()
-                    .map_err(|_| {
-                        let file = path.display();
-                        unusable(&format!("CA file \"{file}\" has no usable certificates"))
-                    })?
-            }
-        };
-        let key = self.identity.certified_key()?;
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|_| unusable("could not set up TLS"))?
-            // Says how certificates are checked, not that they aren't.
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
-        config.resumption = Resumption::disabled();
-        Ok(config)
+    fn files(&self) -> Files<'_> {
+        Files { ca_file: self.ca_file.as_deref(), identity: Some(&self.identity) }
     }
 
     /// The host and the port.
@@ -245,7 +214,7 @@ impl Server {
                          authority that the server trusts for clients.",
                     )
                 }
-                error => http::tls_error(error, SERVICE, &address),
+                error => tls::error(error, SERVICE, &address),
             };
         }
         match error.kind() {
@@ -313,10 +282,16 @@ impl From<ProviderError> for Refusal {
     }
 }
 
+/// What a connection is made with, and what is noted of it.
+struct Tls {
+    config: Arc<ClientConfig>,
+    seen: Seen,
+}
+
 /// What sends requests from the thread of a call.
 pub(super) struct Session {
     server: Arc<Server>,
-    config: Arc<ClientConfig>,
+    tls: Tls,
     stream: Option<Stream>,
     deadline: Instant,
     plug: Arc<Mutex<Plug>>,
@@ -346,7 +321,7 @@ impl Session {
         let stream = match &mut self.stream {
             Some(stream) => stream,
             empty => {
-                let stream = connect(&self.server, &self.config, self.deadline, &self.plug)?;
+                let stream = connect(&self.server, &self.tls, self.deadline, &self.plug)?;
                 empty.insert(stream)
             }
         };
@@ -379,7 +354,7 @@ impl Session {
 /// Connects and completes the handshake, as far as the time to connect allows.
 fn connect(
     server: &Server,
-    config: &Arc<ClientConfig>,
+    tls: &Tls,
     deadline: Instant,
     plug: &Mutex<Plug>,
 ) -> Result<Stream, ProviderError> {
@@ -387,10 +362,14 @@ fn connect(
     let failed = |error: io::Error| server.failed(&error, Phase::Connecting);
     let socket = connect_socket(server, by)?;
     register(plug, &socket).map_err(failed)?;
-    let mut connection = ClientConnection::new(Arc::clone(config), server.name.clone())
-        .map_err(|error| http::tls_error(&error, SERVICE, &server.address()))?;
+    let mut connection = ClientConnection::new(Arc::clone(&tls.config), server.name.clone())
+        .map_err(|error| tls::error(&error, SERVICE, &server.address()))?;
     let mut socket = Timed { socket, deadline: by };
-    connection.complete_io(&mut socket).map_err(failed)?;
+    connection.complete_io(&mut socket).map_err(|error| {
+        tls.seen.note_failure(&error);
+        failed(error)
+    })?;
+    tls.seen.note_handshake(&connection);
     socket.deadline = deadline;
     Ok(StreamOwned::new(connection, socket))
 }

@@ -1,7 +1,10 @@
 //! What Vault answers.
 
+use std::collections::BTreeMap;
+
 use envelope::KeyVersion;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
@@ -116,11 +119,16 @@ pub(crate) enum TransitRefusal {
     NotAuthentic,
 }
 
-/// How many versions the engine keeps, and how long.
+/// How many versions the engine keeps, and how long; and which there are, of a secret.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Limits {
-    /// 0: as many as the mount says, or else the engine's default.
+    /// 0 if that isn't set here.
     pub(super) max_versions: u32,
     pub(super) expires: bool,
+    /// The oldest version, deleted ones included; 0 if there is none.
+    pub(super) oldest: u32,
+    pub(super) newest: u32,
+    pub(super) versions: u32,
 }
 
 impl Answer {
@@ -332,10 +340,19 @@ impl Answer {
             max_versions: u32,
             #[serde(default)]
             delete_version_after: String,
+            #[serde(default)]
+            current_version: u32,
+            #[serde(default)]
+            versions: BTreeMap<u32, IgnoredAny>,
         }
-        let Data { max_versions, delete_version_after } = self.data()?;
-        let expires = !matches!(delete_version_after.as_str(), "" | "0s" | "0");
-        Some(Limits { max_versions, expires })
+        let Data { max_versions, delete_version_after, current_version, versions } = self.data()?;
+        Some(Limits {
+            max_versions,
+            expires: !matches!(delete_version_after.as_str(), "" | "0s" | "0"),
+            oldest: versions.keys().next().copied().unwrap_or_default(),
+            newest: current_version,
+            versions: u32::try_from(versions.len()).unwrap_or(u32::MAX),
+        })
     }
 }
 

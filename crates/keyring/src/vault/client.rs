@@ -14,7 +14,9 @@ use super::settings::Vault;
 use crate::call;
 use crate::http::{self as transport, Http};
 use crate::logins;
-use crate::provider::{Finding, Interrupt, Login as SharedLogin, ProviderError, ProviderErrorKind};
+use crate::provider::{
+    Certificates, Finding, Interrupt, Login as SharedLogin, ProviderError, ProviderErrorKind,
+};
 
 /// While a cluster changes its leader, which takes up to two seconds, it answers 400 or 5xx and then
 /// 404 for what exists. A 404 so soon after an error is not believed at once.
@@ -71,6 +73,11 @@ impl Client {
         self.http.close_connections();
     }
 
+    /// Until when the certificates are good that were used last.
+    pub(crate) fn certificates(&self) -> Certificates {
+        self.http.certificates()
+    }
+
     /// The login that there is, for other processes.
     pub(crate) fn login(&self) -> Option<SharedLogin> {
         self.login.shared()
@@ -103,6 +110,29 @@ impl Client {
         self.last_error =
             (answer.status == 400 && answer.transit_refusal().is_none()).then(Instant::now);
         Ok(answer)
+    }
+
+    /// Reads what the policies of the login may well not allow; `None` if they don't. Such a denial is no
+    /// reason to log in again, as it is in [`Client::request`]: this follows a request that was allowed.
+    pub(crate) fn read_if_allowed(
+        &mut self,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Option<Answer>, ProviderError> {
+        loop {
+            let (token, _) = self.token(deadline)?;
+            let path = path.to_owned();
+            let request = Request { method: Method::Get, path, token: Some(token), body: None };
+            let answer = self.send(request, deadline)?;
+            match answer.status {
+                404 if self.is_just_after_error() => {
+                    call::pause(BEFORE_ASKING_AGAIN, deadline, &*self.interrupt)?;
+                }
+                200 | 404 => return Ok(Some(answer)),
+                403 => return Ok(None),
+                _ => return Err(self.unexpected(&answer)),
+            }
+        }
     }
 
     /// Whether a server that has changed its leader may not know yet what it has.

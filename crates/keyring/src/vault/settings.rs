@@ -5,9 +5,10 @@ use serde::Deserialize;
 use super::login::Auth;
 use crate::address::{self, Address};
 use crate::call::RequestLimits;
-use crate::http::{Identity, Server};
+use crate::http::Server;
 use crate::options::{self, configuration};
 use crate::provider::ProviderError;
+use crate::tls::Identity;
 
 /// The settings of providers `vault` and `vault_transit`, as an administrator wrote them.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -94,6 +95,7 @@ impl Vault {
             ca_file,
             identity,
             follows_redirects: true,
+            authority: None,
             limits,
         };
         Ok(Self { address, namespace, auth, http })

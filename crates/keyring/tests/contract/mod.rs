@@ -3,8 +3,12 @@
 #![allow(dead_code, reason = "each provider's tests use what they need")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by a panic")]
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use envelope::{DataKey, KeyName, KeyVersion};
-use keyring::provider::{Interrupt, MadeVersion, Provider, ProviderError, ProviderErrorKind};
+use keyring::provider::{
+    Certificates, Interrupt, MadeVersion, Provider, ProviderError, ProviderErrorKind,
+};
 use keyring::version::{Keyspace, VersionId};
 
 /// What is tested: a provider by settings that work, on a server that runs.
@@ -61,6 +65,8 @@ fn open(
 
 fn makes_and_opens(subject: &Subject<'_>) {
     let mut provider = subject.new_provider();
+    // Nothing was sent yet.
+    assert_eq!(provider.certificates(), Certificates::default());
     let name = name("contract");
     assert!(provider.discover(&name, &[]).unwrap().is_empty());
 
@@ -190,6 +196,16 @@ fn ends_when_it_is_told_to(subject: &Subject<'_>) {
     if !subject.is_envelope {
         assert_eq!(kind(provider.discover(&key, &[]).map(drop)), interrupted);
     }
+}
+
+/// The provider tells when the certificates end that the harness has made, the client's too if it shows one.
+#[track_caller]
+pub fn tells_when_certificates_end(provider: &dyn Provider, shows_one: bool) {
+    // 4096-01-01 00:00 UTC, the end that rcgen sets.
+    let end = UNIX_EPOCH + Duration::from_secs(67_090_118_400);
+    let client_expires = shows_one.then_some(end);
+    let expected = Certificates { server_expires: Some(end), client_expires };
+    assert_eq!(provider.certificates(), expected);
 }
 
 /// A text has none of the key's bytes, in base16 or base64.
