@@ -108,12 +108,12 @@ pub(crate) fn version_asked(id: VersionId, error: Option<ProviderErrorKind>) {
 
     match error {
         None => {
-            if let Some(version) = memory::area().known_version(id.number()) {
+            if let Some(version) = memory::area().known_version(id.0) {
                 version.is_missing.store(0, Ordering::Relaxed);
             }
         }
         Some(KeyMissing | VersionMissing) => {
-            if let Some(version) = memory::area().version(id.number()) {
+            if let Some(version) = memory::area().version(id.0) {
                 version.is_missing.store(1, Ordering::Relaxed);
             }
         }
@@ -124,7 +124,7 @@ pub(crate) fn version_asked(id: VersionId, error: Option<ProviderErrorKind>) {
 
 /// Whether the provider of a version has said, when it was asked last, that it hasn't got it.
 pub(crate) fn is_missing(id: VersionId) -> bool {
-    let version = memory::area().known_version(id.number());
+    let version = memory::area().known_version(id.0);
     version.is_some_and(|version| version.is_missing.load(Ordering::Relaxed) != 0)
 }
 
