@@ -220,7 +220,7 @@ fn the_files_of_all_exporters_agree() {
     // Options.
     let folder = generate(&["--schema", "Keys", "--runbooks", "https://wiki.example.com/"]);
     let queries = fs::read_to_string(folder.path().join("postgres_exporter/queries.yaml")).unwrap();
-    assert!(queries.contains("FROM \"Keys\".enc_stat\n") && !queries.contains("extschema"));
+    assert!(queries.contains("FROM \"Keys\".enc_stat s\n") && !queries.contains("extschema"));
     for rule in rules(&yaml(&folder.path().join("prometheus/rules.yaml"))) {
         let url = text(&rule["annotations"]["runbook_url"]);
         assert!(url.starts_with("https://wiki.example.com/docs/operations/"), "{url}");
@@ -390,6 +390,26 @@ fn all_queries(folder: &Path) -> Vec<(String, String)> {
     queries
 }
 
+/// A metric that is a histogram, the view that it comes from, and what each is of.
+struct Histogram {
+    metric: &'static str,
+    view: &'static str,
+    of: &'static str,
+}
+
+const HISTOGRAMS: [Histogram; 2] = [
+    Histogram {
+        metric: "encryption_ext_provider_request_duration_seconds",
+        view: "enc_stat_provider_request_time",
+        of: "provider",
+    },
+    Histogram {
+        metric: "encryption_ext_decrypt_duration_seconds",
+        view: "enc_stat_decrypt_time",
+        of: "datid",
+    },
+];
+
 /// Each query gives rows, whose columns are texts and numbers, within moments; and sends no request.
 fn run_queries(session: &mut Client, queries: &[(String, String)]) {
     // As CloudNativePG sets it.
@@ -402,15 +422,20 @@ fn run_queries(session: &mut Client, queries: &[(String, String)]) {
             session.query(sql.as_str(), &[]).unwrap_or_else(|error| panic!("{name}: {error:?}"));
         assert!(began.elapsed() < Duration::from_secs(1), "{name} took {:?}", began.elapsed());
         println!("{name}: {} row(s), {:?}", rows.len(), began.elapsed());
-        if name.ends_with("_bucket")
-            || name.ends_with("pgwatch: encryption_ext_provider_request_duration_seconds")
-        {
+        if let Some(histogram) = HISTOGRAMS.iter().find(|histogram| {
+            name.ends_with(&format!("{}_bucket", histogram.metric))
+                || name.ends_with(&format!("pgwatch: {}", histogram.metric))
+        }) {
             let bound = if name.contains("pgwatch") { "tag_le" } else { "le" };
             let buckets =
                 rows.iter().map(|row| (row.get::<_, String>(bound), row.get::<_, i64>("bucket")));
-            let all = "SELECT CASE le WHEN 'Infinity' THEN '+Inf' ELSE le::text END AS le, count
-                         FROM enc_stat_provider_request_time ORDER BY provider, enc_stat_provider_request_time.le";
-            let all = session.query(all, &[]).unwrap();
+            let all = format!(
+                "SELECT CASE le WHEN 'Infinity' THEN '+Inf' ELSE le::text END, count
+                   FROM {view} ORDER BY {of}, {view}.le",
+                view = histogram.view,
+                of = histogram.of
+            );
+            let all = session.query(&all, &[]).unwrap();
             let all = all.iter().map(|row| (row.get::<_, String>(0), row.get::<_, i64>(1)));
             assert_eq!(buckets.collect::<Vec<_>>(), all.collect::<Vec<_>>(), "{name}");
         }
@@ -419,8 +444,8 @@ fn run_queries(session: &mut Client, queries: &[(String, String)]) {
         for column in rows.iter().flat_map(|row| row.columns()) {
             let (column, kind) = (column.name(), column.type_().name());
             let is_number = ["int4", "int8", "float8"].contains(&kind);
-            let is_bucket = column.starts_with("request_duration_seconds")
-                && ["_float8", "_int8"].contains(&kind);
+            let is_bucket =
+                column.contains("duration_seconds") && ["_float8", "_int8"].contains(&kind);
             assert!(is_number || kind == "text" || is_bucket, "{name}: {column} is of type {kind}");
         }
     }
@@ -552,12 +577,12 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(clusters: &[&Cluster]) -> Option<Self> {
+    fn start(clusters: &[&Cluster], options: &[&str]) -> Option<Self> {
         let files = generate(&[]);
         let queries = files.path().join("postgres_exporter/queries.yaml");
-        let exporters = clusters
-            .iter()
-            .map(|cluster| PostgresExporter::start(&data_source(cluster, DATABASE), &queries, &[]));
+        let exporters = clusters.iter().map(|cluster| {
+            PostgresExporter::start(&data_source(cluster, DATABASE), &queries, options)
+        });
         let exporters = exporters.collect::<Option<Vec<_>>>()?;
         let targets: Vec<_> = exporters.iter().map(PostgresExporter::target).collect();
         let rules = hastened(&yaml(&files.path().join("prometheus/rules.yaml")));
@@ -643,7 +668,7 @@ fn make_key_when_possible(session: &mut Client, name: &str) {
     }
 }
 
-/// A server with the library preloaded, keys in OpenBao, 1000 rows, and a role that monitors and one without rights.
+/// A server with the library preloaded, keys in OpenBao, a row, and a role that monitors and one without rights.
 fn setup_for_exercise(test: &str) -> Option<Setup> {
     if program("prometheus").is_none() {
         harness::skip(test, "there is no Prometheus");
@@ -667,7 +692,7 @@ fn setup_for_exercise(test: &str) -> Option<Setup> {
 fn an_exercise_with_prometheus() {
     let test = "an_exercise_with_prometheus";
     let Some(mut setup) = setup_for_exercise(test) else { return };
-    let watch = Watch::start(&[&setup.cluster]).unwrap();
+    let watch = Watch::start(&[&setup.cluster], &[]).unwrap();
     let mut session = setup.connect();
     let began = Instant::now();
     watch.expect("database_library_preloaded", 1.0);
@@ -874,7 +899,7 @@ fn a_standby_without_keys_is_seen() {
     standby.configure("encryption_ext.vault_token_file", token.to_str().unwrap());
     fs::write(&token, setup.server.token(&["keys"], "1h")).unwrap();
     standby.start();
-    let watch = Watch::start(&[&setup.cluster, &standby]).unwrap();
+    let watch = Watch::start(&[&setup.cluster, &standby], &[]).unwrap();
     let of_standby = format!("{{key=\"k\",instance=\"{}\"}}", watch.exporters[1].target());
     watch.expect(&format!("key_held_versions{of_standby}"), 1.0);
     watch.expect_firing(&[]);
