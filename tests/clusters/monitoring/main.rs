@@ -8,6 +8,8 @@
     reason = "a test fails by a panic, and tells how long its steps took"
 )]
 
+mod dashboard;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;

@@ -180,15 +180,59 @@ impl Prometheus {
     /// If Prometheus doesn't answer, or not to this.
     #[must_use]
     pub fn query(&self, expression: &str) -> Vec<(Value, f64)> {
-        let path = format!("/api/v1/query?query={}", percent_encoded(expression));
-        let answer = self.0.get(&path).expect("Prometheus answers, and to a valid expression");
+        self.vector(&format!("query?query={}", percent_encoded(expression)))
+    }
+
+    /// The values of an expression at a time, in seconds since 1970.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::query`].
+    #[must_use]
+    pub fn query_at(&self, expression: &str, time: f64) -> Vec<(Value, f64)> {
+        self.vector(&format!("query?time={time:.3}&query={}", percent_encoded(expression)))
+    }
+
+    /// The samples, as time and value, that a range vector has at a time: for each series.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::query`].
+    #[must_use]
+    pub fn samples(&self, range_vector: &str, time: f64) -> Vec<Vec<(f64, f64)>> {
+        let data =
+            self.data(&format!("query?time={time:.3}&query={}", percent_encoded(range_vector)));
+        let results = data["result"].as_array().expect("a matrix has results").iter();
+        let values =
+            results.map(|series| series["values"].as_array().expect("a series has values"));
+        values.map(|values| values.iter().map(sample).collect()).collect()
+    }
+
+    /// The values that a label has in a metric, as Grafana's `label_values` finds them.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::query`].
+    #[must_use]
+    pub fn label_values(&self, selector: &str, label: &str) -> Vec<String> {
+        let data =
+            self.data(&format!("label/{label}/values?match%5B%5D={}", percent_encoded(selector)));
+        let values = data.as_array().expect("values are a list").iter();
+        values.map(|value| value.as_str().expect("a label is a text").to_owned()).collect()
+    }
+
+    fn vector(&self, request: &str) -> Vec<(Value, f64)> {
+        let data = self.data(request);
+        let results = data["result"].as_array().expect("a vector has results").iter();
+        results.map(|series| (series["metric"].clone(), sample(&series["value"]).1)).collect()
+    }
+
+    fn data(&self, request: &str) -> Value {
+        let answer = self.0.get(&format!("/api/v1/{request}"));
+        assert!(answer.is_some(), "Prometheus doesn't answer, or not to {request}");
+        let answer = answer.unwrap_or_default();
         let answer: Value = serde_json::from_str(&answer).expect("Prometheus answers in JSON");
-        let results = answer["data"]["result"].as_array().expect("a vector has results");
-        let value = |result: &Value| {
-            let text = result["value"][1].as_str().expect("a value is a text");
-            text.parse().expect("a value is a number")
-        };
-        results.iter().map(|result| (result["metric"].clone(), value(result))).collect()
+        answer["data"].clone()
     }
 
     /// The names of the alerts that fire, sorted and each once.
@@ -198,9 +242,8 @@ impl Prometheus {
     /// If Prometheus doesn't answer.
     #[must_use]
     pub fn firing(&self) -> Vec<String> {
-        let answer = self.0.get("/api/v1/alerts").expect("Prometheus answers");
-        let answer: Value = serde_json::from_str(&answer).expect("Prometheus answers in JSON");
-        let alerts = answer["data"]["alerts"].as_array().expect("alerts are a list").iter();
+        let data = self.data("alerts");
+        let alerts = data["alerts"].as_array().expect("alerts are a list").iter();
         let firing = alerts.filter(|alert| alert["state"] == "firing");
         let name = |alert: &Value| alert["labels"]["alertname"].as_str().map(str::to_owned);
         let mut names: Vec<_> = firing.filter_map(name).collect();
@@ -232,6 +275,12 @@ impl Prometheus {
             thread::sleep(INTERVAL / 5);
         }
     }
+}
+
+/// A time and a value, which is a text.
+fn sample(pair: &Value) -> (f64, f64) {
+    let value = pair[1].as_str().and_then(|text| text.parse().ok());
+    (pair[0].as_f64().expect("a time is a number"), value.expect("a value is a number"))
 }
 
 fn percent_encoded(text: &str) -> String {
