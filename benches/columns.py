@@ -5,6 +5,8 @@ import sys
 from cluster import EXTENSION, ONE_PROCESS, QUIET, Cluster
 from measuring import Side, statement
 
+# Values that pgbench can make: numbers of 19 digits.
+FIRST_NUMBER = 10 ** 18
 # Seconds of pgbench for one side of a pair of look-ups.
 LOOKUP_SECONDS = 3
 
@@ -56,7 +58,7 @@ def measure(bench):
 
 def make_tables(cluster, rows):
     """Values of 32 bytes, a tenth of them more than once; all of them again, and a tenth, to join with; and
-    texts that are as long as the ciphertexts."""
+    texts that are as long as the ciphertexts; numbers to be looked up."""
     cluster.psql(script=f"""
         {EXTENSION}
         CREATE TABLE plain AS
@@ -72,6 +74,10 @@ def make_tables(cluster, rows):
         CREATE TABLE copied_plain (v text);
         CREATE TABLE copied_sealed (v encrypted_text('bench'));
         CREATE TABLE copied_wide (v text);
+        CREATE TABLE number_plain AS
+            SELECT i AS id, ({FIRST_NUMBER} + i)::text AS v FROM generate_series(0, {rows} - 1) AS i;
+        CREATE TABLE number_sealed (id integer, v encrypted_text('bench'));
+        INSERT INTO number_sealed SELECT id, v FROM number_plain;
         COPY plain (v) TO '{cluster.folder}/values.plain';
         COPY plain (v) TO '{cluster.folder}/values.sealed';
         COPY (SELECT rpad(v, 82, v) FROM plain) TO '{cluster.folder}/values.wide';
@@ -103,18 +109,22 @@ def measure_index(bench, cluster, kind, **definitions):
         for table, definition in definitions.items())
     bench.measure(f"build_{kind}", sealed, plain)
     bench.measure(f"size_{kind}", size(cluster, f"sealed_{kind}"), size(cluster, f"plain_{kind}"))
-    # An index on an expression has statistics of its own.
-    cluster.psql("ANALYZE sealed, plain", "CHECKPOINT")
-    sealed, plain = (lookup(bench, cluster, table) for table in definitions)
-    bench.measure(f"lookup_{kind}", sealed, plain, control=plain)
     cluster.psql(f"DROP INDEX sealed_{kind}, plain_{kind}")
+    for table, definition in definitions.items():
+        cluster.psql(f"CREATE INDEX number_{table}_{kind} ON number_{table} {definition}")
+    # An index on an expression has statistics of its own.
+    cluster.psql("ANALYZE number_sealed, number_plain", "CHECKPOINT")
+    sealed, plain = (lookup(bench, cluster, f"number_{table}") for table in definitions)
+    bench.measure(f"lookup_{kind}", sealed, plain, control=plain)
+    cluster.psql(f"DROP INDEX number_sealed_{kind}, number_plain_{kind}")
 
 
 def lookup(bench, cluster, table):
-    """One client that looks values up by a prepared statement whose parameter is of type text."""
-    if "Index Cond" not in cluster.psql(f"EXPLAIN SELECT id FROM {table} WHERE v = md5('1')"):
+    """One client that looks values up by a prepared statement whose parameter, of type text, is all that it sends."""
+    if "Index Cond" not in cluster.psql(f"EXPLAIN SELECT id FROM {table} WHERE v = '{FIRST_NUMBER}'::text"):
         sys.exit(f"look-ups in {table} don't use the index")
-    script = f"\\set i random(0, {bench.rows * 9 // 10 - 1})\nSELECT id FROM {table} WHERE v = md5(:i::text);\n"
+    last = FIRST_NUMBER + bench.rows - 1
+    script = f"\\set n random({FIRST_NUMBER}, {last})\nSELECT id FROM {table} WHERE v = :n::text;\n"
     file = cluster.folder / f"lookup_{table}.sql"
     file.write_text(script)
     return Side(f"pgbench --protocol=prepared --no-vacuum --time={LOOKUP_SECONDS} --file=FILE, of: {script}",

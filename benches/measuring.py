@@ -28,19 +28,20 @@ class Bench:
         self.measurements = []
         self.commands = {}
 
-    def measure(self, row, measured, baseline, control=None):
+    def measure(self, row, measured, baseline, control=None, wide=None):
         """Runs both sides in turn, so many times as the row's definition says. Each is the first as often
         as any other, so that what drifts or disturbs counts for all. The control is like the baseline, so
-        that what they differ by is noise."""
-        sides = {"measured": measured, "baseline": baseline} | ({"control": control} if control else {})
+        that what they differ by is noise; the wide side is, too, but has texts as long as ciphertexts."""
+        others = {name: side for name, side in (("control", control), ("wide", wide)) if side}
+        sides = {"measured": measured, "baseline": baseline} | others
         names = list(sides)
         print(f"{row:20}", end="", flush=True)
         for pair in range(self.repeats or ROWS[row].pairs):
             first = pair % len(names)
             values = {name: sides[name].run() for name in names[first:] + names[:first]}
             self.record(row, pair, values["measured"], values["baseline"])
-            if control:
-                self.record(f"{row}_control", pair, values["control"], values["baseline"])
+            for name in others:
+                self.record(f"{row}_{name}", pair, values[name], values["baseline"])
             print(f" {ROWS[row].compare(values['measured'], values['baseline']):.3f}", end="", flush=True)
         print()
         self.commands[row] = (measured.command, baseline.command)

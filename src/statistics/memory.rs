@@ -257,16 +257,20 @@ pub(super) fn area() -> &'static Area {
 }
 
 /// Memory that stays for as long as the process. It comes from the operating system, which gives pages of zeroes
-/// when they are first used: few of them are. (The library's own allocator would write them all.)
+/// when they are first used: few of them are. (The library's own allocator would write them all, and so would the
+/// system's if it were asked for this alignment.)
 fn own_area() -> &'static Area {
-    let layout = Layout::new::<Area>();
-    // SAFETY: the layout has a size; zero bytes are a value of it, and nobody else knows it.
+    let wanted = Layout::new::<Area>();
+    let layout = Layout::array::<u64>((wanted.size() + wanted.align()) / size_of::<u64>())
+        .expect("a few hundred kilobytes are a layout");
+    // SAFETY: the layout has a size. From the first aligned address on there is room for an `Area`; zero bytes are a
+    // value of it, and nobody else knows it.
     unsafe {
-        let area = System.alloc_zeroed(layout).cast::<Area>();
-        match area.as_ref() {
-            Some(area) => area,
-            None => handle_alloc_error(layout),
+        let memory = System.alloc_zeroed(layout);
+        if memory.is_null() {
+            handle_alloc_error(layout);
         }
+        &*memory.add(memory.align_offset(wanted.align())).cast::<Area>()
     }
 }
 

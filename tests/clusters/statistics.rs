@@ -61,7 +61,8 @@ fn one_decryption_in_1024_is_timed() {
             session.value::<i64>("SELECT count(v::text) FROM t, generate_series(1, 1024)"),
             1_024_000
         );
-        let timed = "SELECT concat_ws(' ', decrypt_time_samples, decrypt_time_seconds > 1000 * 20e-9,
+        let timed =
+            "SELECT concat_ws(' ', decrypt_time_samples, decrypt_time_seconds > 1000 * 20e-9,
                                       decrypt_time_seconds < 60)
                        FROM enc_stat WHERE datname = current_database()";
         assert_eq!(session.text(timed), "1000 t t");

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use crate::provider::{Interrupt, ProviderError, ProviderErrorKind};
-use crate::sys::BlockedSignals;
+use crate::sys::{self, BlockedSignals};
 
 /// How long a request to a provider may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,7 @@ fn interrupted() -> ProviderError {
 
 /// Overwrites the part of this thread's stack that its calls have used.
 pub(crate) fn wipe_stack() {
-    zeroize::zeroize_stack::<WIPED_STACK>();
+    sys::wipe_stack::<WIPED_STACK>();
 }
 
 /// Starts a thread in which all signals are blocked.

@@ -169,6 +169,22 @@ fn advise(start: NonNull<u8>, len: usize, advice: &[libc::c_int]) {
 #[cfg(not(target_os = "linux"))]
 fn advise(_start: NonNull<u8>, _len: usize, _advice: &[libc::c_int]) {}
 
+/// Overwrites `LEN` bytes of this thread's stack below what is in use, and gives their memory back to the
+/// operating system: the C library keeps the stack of a thread that has ended for the next one. For threads whose
+/// signals are blocked ([`BlockedSignals`]), and whose stacks have that much left.
+#[inline(never)]
+pub(crate) fn wipe_stack<const LEN: usize>() {
+    zeroize::zeroize_stack::<LEN>();
+    let page = page_size();
+    let here = 0_u8;
+    // A page is left to the frames of this function and of `madvise`, and one to the rounding.
+    let end = (std::hint::black_box(&raw const here).addr() & !(page - 1)) - page;
+    let len = LEN.saturating_sub(2 * page) & !(page - 1);
+    // SAFETY: the stack grows downwards, and below this frame nothing is in use but by what is called here; no
+    // signal handler runs. The range was written to a moment ago, so it belongs to the stack.
+    unsafe { libc::madvise(ptr::without_provenance_mut(end - len), len, libc::MADV_DONTNEED) };
+}
+
 /// Blocks every signal in the calling thread until it is dropped. A thread that is started
 /// meanwhile inherits the mask and keeps it.
 pub(crate) struct BlockedSignals {
