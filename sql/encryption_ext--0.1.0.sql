@@ -5390,7 +5390,7 @@ SELECT 'cache', k.name,
             ELSE format('provider "%s" has been failing; at this rate statements fail from %s', held.provider,
                         to_char(held.usable_until, 'YYYY-MM-DD HH24:MI:SS TZ')) END,
        CASE WHEN held.provider IS NOT NULL
-            THEN format('Bring the provider back: SELECT * FROM enc_check_provider(%L); or raise encryption_ext.cache_stale_grace.',
+            THEN format('Bring the provider back: SELECT * FROM enc_check_provider(%L); or gain time before that: raise encryption_ext.cache_stale_grace, and reload.',
                         held.provider) END
   FROM encryption.key k
   LEFT JOIN LATERAL (

@@ -16,6 +16,7 @@ use crate::catalog::{Key, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::shared::entries::{self, EntryId, Times};
+use crate::shared::fetch;
 use crate::statistics::VersionId;
 use crate::varlena::text_datum;
 use crate::{events, keys, shared, statistics};
@@ -121,18 +122,13 @@ struct Known {
 
 impl Known {
     fn of(key: &Key, version: &Version, own: &OwnCache) -> Self {
-        let times = shared::fetch::times();
         let shared = entries::state(&EntryId::of(key, version));
-        if let Some((age, of_fetcher)) = shared.held {
-            // A session goes by its own settings, and what is shared is wiped by those of who has fetched it.
-            let time_to_live = of_fetcher.time_to_live.min(times.time_to_live);
-            let longest_use = of_fetcher.longest_use.min(times.longest_use);
-            let held = Some((age, Times { time_to_live, longest_use }));
-            return Self { held, is_right: shared.is_right };
+        if let Some(age) = shared.age {
+            return Self { held: Some((age, fetch::times())), is_right: shared.is_right };
         }
         let name = (key.name.clone(), version.number);
         let fetched_at = own.fetched_at.get(&name);
-        let held = fetched_at.map(|at| (at.elapsed(), times));
+        let held = fetched_at.map(|at| (at.elapsed(), fetch::own_times()));
         let own_is_right = match own.wrong.contains(&name) {
             true => Some(false),
             false => held.is_some().then_some(true),
