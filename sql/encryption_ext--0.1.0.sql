@@ -1814,10 +1814,13 @@ CREATE FUNCTION encryption.key_states(
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_key_states';
 
--- What is known here of the providers that are in use, without asking one.
+-- What is known here of the providers that are in use, without asking one. Of a token in a file: when it ends,
+-- when that was looked up, and how many seconds it was given in all.
 CREATE FUNCTION encryption.provider_states(
     OUT provider text, OUT scope text, OUT kind text, OUT problem text, OUT hint text, OUT failures bigint,
-    OUT is_open boolean, OUT login_failed boolean, OUT last_failure text, OUT last_failure_at timestamptz)
+    OUT is_open boolean, OUT login_failed boolean, OUT last_failure text, OUT last_failure_at timestamptz,
+    OUT has_token_file boolean, OUT token_expires timestamptz, OUT token_looked_up timestamptz,
+    OUT token_seconds double precision)
     RETURNS SETOF record
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'encryption_provider_states';
 -- It shows addresses and paths.
@@ -5273,6 +5276,26 @@ SELECT 'login', p.provider,
   FROM provider p
  WHERE p.kind NOT IN ('file', 'command')
 UNION ALL
+-- Tokens in files, which the extension doesn't renew. What renews them does so while a third of their time is left: what
+-- has less than a quarter, and was looked up since, was not renewed.
+SELECT 'token', t.provider,
+       CASE WHEN t.ends_soon THEN 'warning' ELSE 'ok' END,
+       CASE WHEN t.token_expires IS NULL
+            THEN format('no end of it is known to this %s', CASE t.scope WHEN 'server' THEN 'server' ELSE 'session' END)
+            WHEN t.token_expires < clock_timestamp() AND NOT t.ends_soon
+            THEN format('it has ended at %s, unless it was renewed; it was looked up last at %s',
+                        to_char(t.token_expires, 'YYYY-MM-DD HH24:MI:SS TZ'),
+                        to_char(t.token_looked_up, 'YYYY-MM-DD HH24:MI:SS TZ'))
+            ELSE format('the token in the file %s at %s',
+                        CASE WHEN t.token_expires < clock_timestamp() THEN 'ended' ELSE 'ends' END,
+                        to_char(t.token_expires, 'YYYY-MM-DD HH24:MI:SS TZ')) END,
+       CASE WHEN t.ends_soon
+            THEN 'Put a new token into the token file, or see why what writes the file does not renew it.' END
+  FROM (SELECT p.*,
+               coalesce(p.token_looked_up > p.token_expires
+                        - least(interval '7 days', make_interval(secs => p.token_seconds / 4)), false) AS ends_soon
+          FROM provider p WHERE p.has_token_file) t
+UNION ALL
 -- The certificates of TLS that requests have used: when they end, the provider is out of reach.
 SELECT c.check_name, c.provider,
        CASE WHEN c.expires < clock_timestamp() + interval '7 days' THEN 'warning' ELSE 'ok' END,
@@ -5390,7 +5413,7 @@ SELECT 'cache', k.name,
             ELSE format('provider "%s" has been failing; at this rate statements fail from %s', held.provider,
                         to_char(held.usable_until, 'YYYY-MM-DD HH24:MI:SS TZ')) END,
        CASE WHEN held.provider IS NOT NULL
-            THEN format('Bring the provider back: SELECT * FROM enc_check_provider(%L); or raise encryption_ext.cache_stale_grace.',
+            THEN format('Bring the provider back: SELECT * FROM enc_check_provider(%L); or gain time before that: raise encryption_ext.cache_stale_grace, and reload.',
                         held.provider) END
   FROM encryption.key k
   LEFT JOIN LATERAL (

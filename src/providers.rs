@@ -17,7 +17,7 @@ use crate::catalog::{self, Key, Version};
 use crate::errors::Error;
 use crate::events::{self, Event};
 use crate::shared::failures::{self, MISSING};
-use crate::shared::logins;
+use crate::shared::logins::{self, LoginEnd};
 use crate::{settings, shared, statistics};
 
 /// This backend's providers, by name.
@@ -38,6 +38,8 @@ struct Made {
     fingerprint: Fingerprint,
     /// The number of the login that it has, where sessions share them.
     login: u64,
+    /// Whether a request has succeeded since its connections were closed last.
+    has_answered: bool,
     /// This session's own breaker, where sessions share none.
     breaker: Breaker,
     /// What it did not have, by reference.
@@ -124,12 +126,13 @@ impl Providers {
 
     /// When the login that is known at the provider with this name and settings ends; `None` if there is
     /// none, or none that ends.
-    pub(crate) fn login_ends(&self, name: &str, configured: &Configured) -> Option<Instant> {
+    pub(crate) fn login_end(&self, name: &str, configured: &Configured) -> Option<LoginEnd> {
         if shared::is_there() {
-            return logins::ends(configured.fingerprint());
+            return logins::end(configured.fingerprint());
         }
-        let login = self.made.get(name)?.provider.login()?;
-        login.began.checked_add(login.length?)
+        let made = self.made.get(name).filter(|made| made.configured == *configured)?;
+        let login = made.provider.login()?;
+        LoginEnd::of(login.began, login.length?, login.whole)
     }
 
     /// Takes notice of outages that were seen while keys were fetched ahead of their expiry.
@@ -192,9 +195,11 @@ impl Providers {
         Ok(configured)
     }
 
-    /// Closes what connections are open: no call follows soon.
+    /// Closes what connections are open: no call follows soon. What is to be found out of logins is asked for
+    /// by these before.
     pub(crate) fn close_connections(&mut self) {
         for made in self.made.values_mut() {
+            made.look_up_login();
             made.provider.close_connections();
         }
     }
@@ -214,6 +219,7 @@ impl Providers {
                 name: name.to_owned(),
                 fingerprint: configured.fingerprint(),
                 login: 0,
+                has_answered: false,
                 configured,
                 limits,
                 provider,
@@ -255,7 +261,9 @@ impl Made {
     ) -> Result<T, ProviderError> {
         self.admit()?;
         let before = self.breaker();
-        let result = self.with_shared_login(call);
+        let name = self.name.clone();
+        let result = self.with_shared_login(|provider| counted(&name, provider, call));
+        self.has_answered |= result.is_ok();
         self.record(&result);
         events::asked(&self.name, &before, &self.breaker());
         if keyring::logins::take() > 0 {
@@ -274,19 +282,19 @@ impl Made {
 
     /// Calls the provider with the login that sessions share, if they do and there is one, and shares the one
     /// that it has afterwards.
-    fn with_shared_login<T>(
-        &mut self,
-        call: impl FnOnce(&mut dyn Provider) -> Result<T, ProviderError>,
-    ) -> Result<T, ProviderError> {
+    fn with_shared_login<T>(&mut self, call: impl FnOnce(&mut dyn Provider) -> T) -> T {
         if !shared::is_there() {
-            return counted(&self.name, self.provider.as_mut(), call);
+            return call(self.provider.as_mut());
         }
-        if let Some((number, login)) = logins::get(self.fingerprint, self.login) {
-            self.login = number;
-            self.provider.take_login(login);
-        }
-        let before = self.provider.login();
-        let result = counted(&self.name, self.provider.as_mut(), call);
+        let before = match logins::get(self.fingerprint, self.login) {
+            Some((number, login)) => {
+                self.login = number;
+                self.provider.take_login(login.clone());
+                Some(login)
+            }
+            None => self.provider.login(),
+        };
+        let result = call(self.provider.as_mut());
         match self.provider.login() {
             Some(after) if Some(&after) != before.as_ref() => {
                 self.login = logins::put(self.fingerprint, &after);
@@ -295,6 +303,15 @@ impl Made {
             _ => {}
         }
         result
+    }
+
+    /// Finds out when the login ends that the last request was made with, if there is something to be found out.
+    /// Where sessions share that, one of them waits for it, once for each token, by a connection that is open and
+    /// when those have their key who wait for it; a session that knows it for itself alone doesn't wait.
+    fn look_up_login(&mut self) {
+        if std::mem::take(&mut self.has_answered) {
+            self.with_shared_login(|provider| provider.look_up_login(shared::is_there()));
+        }
     }
 
     fn record<T>(&mut self, result: &Result<T, ProviderError>) {

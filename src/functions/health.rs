@@ -16,6 +16,7 @@ use crate::catalog::{Key, Version};
 use crate::errors::Error;
 use crate::fmgr::sql_function;
 use crate::shared::entries::{self, EntryId, Times};
+use crate::shared::fetch;
 use crate::statistics::VersionId;
 use crate::varlena::text_datum;
 use crate::{events, keys, shared, statistics};
@@ -121,18 +122,13 @@ struct Known {
 
 impl Known {
     fn of(key: &Key, version: &Version, own: &OwnCache) -> Self {
-        let times = shared::fetch::times();
         let shared = entries::state(&EntryId::of(key, version));
-        if let Some((age, of_fetcher)) = shared.held {
-            // A session goes by its own settings, and what is shared is wiped by those of who has fetched it.
-            let time_to_live = of_fetcher.time_to_live.min(times.time_to_live);
-            let longest_use = of_fetcher.longest_use.min(times.longest_use);
-            let held = Some((age, Times { time_to_live, longest_use }));
-            return Self { held, is_right: shared.is_right };
+        if let Some(age) = shared.age {
+            return Self { held: Some((age, fetch::times())), is_right: shared.is_right };
         }
         let name = (key.name.clone(), version.number);
         let fetched_at = own.fetched_at.get(&name);
-        let held = fetched_at.map(|at| (at.elapsed(), times));
+        let held = fetched_at.map(|at| (at.elapsed(), fetch::own_times()));
         let own_is_right = match own.wrong.contains(&name) {
             true => Some(false),
             false => held.is_some().then_some(true),
@@ -167,8 +163,8 @@ sql_function! {
                 let failed = |error| Error::Provider { provider: name.clone(), key: None, error };
                 let configured = providers.configured(&name, failed).ok();
                 let breaker = providers.breaker(&name, configured.as_ref());
-                let login_ends =
-                    configured.and_then(|configured| providers.login_ends(&name, &configured));
+                let login_end =
+                    configured.and_then(|configured| providers.login_end(&name, &configured));
                 let counted = statistics::provider(&name);
                 let is_counted = counted.is_some();
                 let counted = counted.unwrap_or_default();
@@ -190,7 +186,7 @@ sql_function! {
                     is_counted.then(|| super::statistics::counts(&counted.buckets)).flatten(),
                     counted.last_success.map(pg_sys::Datum::from),
                     counted.last_failure.map(pg_sys::Datum::from),
-                    login_ends.map(|end| pg_sys::Datum::from(clock.of(end))),
+                    login_end.map(|end| pg_sys::Datum::from(clock.of(end.at))),
                     counted.certificate_expires.map(pg_sys::Datum::from),
                     counted.client_certificate_expires.map(pg_sys::Datum::from),
                     is_counted.then(|| pg_sys::Datum::from(counted.reset_at)),
@@ -227,6 +223,8 @@ sql_function! {
                     failure.is_some_and(|(_, error)| error.kind == ProviderErrorKind::LoginFailed);
                 let kind = configured.as_ref().ok().map(|configured| configured.kind.name());
                 let problem = configured.as_ref().err();
+                let with_token_file = configured.as_ref().ok().filter(|c| c.has_token_file());
+                let token = with_token_file.and_then(|c| providers.login_end(&name, c));
                 Ok(vec![
                     text(Some(&name))?,
                     scope(shared::is_there())?,
@@ -240,6 +238,10 @@ sql_function! {
                     Some(pg_sys::Datum::from(login_failed)),
                     text(failure.map(|(_, error)| error.message.as_str()))?,
                     failure.map(|(at, _)| pg_sys::Datum::from(clock.of(*at))),
+                    Some(pg_sys::Datum::from(with_token_file.is_some())),
+                    token.map(|end| pg_sys::Datum::from(clock.of(end.at))),
+                    token.map(|end| pg_sys::Datum::from(clock.of(end.known_since))),
+                    token.and_then(|end| end.whole.as_secs_f64().into_datum()),
                 ])
             })?);
         }

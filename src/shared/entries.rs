@@ -45,9 +45,6 @@ pub(super) struct Entry {
     id: EntryId,
     pub(super) is_filled: bool,
     fetched_at: Moment,
-    /// For how long, by the settings of who fetched it: usually, and while the provider is out of reach.
-    time_to_live: Duration,
-    longest_use: Duration,
     /// When a fetch ahead of time may be tried again.
     retry_at: Moment,
     /// Whether a session has taken it since it was fetched.
@@ -69,18 +66,34 @@ pub(crate) struct SharedKey {
     pub(crate) age: Duration,
 }
 
-/// How long keys may be used, by the settings of this session.
+/// How long keys may be used since they were fetched: usually, and while the provider is out of reach.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) time_to_live: Duration,
     pub(crate) longest_use: Duration,
 }
 
+impl Times {
+    /// What both allow.
+    pub(crate) fn min(self, other: Self) -> Self {
+        Self {
+            time_to_live: self.time_to_live.min(other.time_to_live),
+            longest_use: self.longest_use.min(other.longest_use),
+        }
+    }
+}
+
+/// How long keys that are shared may be used, by the settings of the server as they are now; `None` if there
+/// are none. A session with stricter ones goes by these.
+pub(crate) fn times_of_server() -> Option<Times> {
+    memory::header().map(memory::Header::times)
+}
+
 /// What is known of a version's key, for monitoring.
 #[derive(Default)]
 pub(crate) struct State {
-    /// If it is here: how long ago it was fetched, and how long it may be used since then.
-    pub(crate) held: Option<(Duration, Times)>,
+    /// If it is here: how long ago it was fetched.
+    pub(crate) age: Option<Duration>,
     /// Whether what its provider returned last was the right key.
     pub(crate) is_right: Option<bool>,
 }
@@ -134,15 +147,15 @@ impl Entry {
 impl Entry {
     /// When a fetch ahead of the key's expiry is due, if one is: at half of its time, unless nobody has taken
     /// it since it was fetched.
-    fn due(&self, also_unused: bool) -> Option<Moment> {
+    fn due(&self, times: Times, also_unused: bool) -> Option<Moment> {
         let is_wanted = also_unused || self.is_used.load(Ordering::Relaxed);
-        let at = self.fetched_at.after(self.time_to_live / 2).max(self.retry_at);
+        let at = self.fetched_at.after(times.time_to_live / 2).max(self.retry_at);
         (self.is_filled && self.flight == 0 && is_wanted && at != Moment::END).then_some(at)
     }
 
     /// When it is of no use any more, whatever happens to the provider.
-    fn end(&self) -> Moment {
-        self.fetched_at.after(self.longest_use)
+    fn end(&self, times: Times) -> Moment {
+        self.fetched_at.after(times.longest_use)
     }
 }
 
@@ -289,17 +302,14 @@ pub(crate) fn get_or_fetch(
 pub(crate) fn state(id: &EntryId) -> State {
     let state = memory::shared(|contents| {
         let entry = contents.find(id).map(|n| &contents.entries[n]).filter(|e| e.is_filled);
-        let held = entry.map(|entry| {
-            let Entry { time_to_live, longest_use, .. } = *entry;
-            (entry.fetched_at.age(Moment::now()), Times { time_to_live, longest_use })
-        });
+        let age = entry.map(|entry| entry.fetched_at.age(Moment::now()));
         let is_right = match (entry, contents.wrong_key_seen(id)) {
             (Some(entry), Some(wrong)) => Some(entry.fetched_at > wrong),
             (Some(_), None) => Some(true),
             (None, Some(_)) => Some(false),
             (None, None) => None,
         };
-        State { held, is_right }
+        State { age, is_right }
     });
     state.unwrap_or_default()
 }
@@ -322,7 +332,10 @@ pub(super) fn fetch_ahead(id: &EntryId, fingerprint: Fingerprint) -> Option<Flig
 pub(super) fn is_wanted(id: &EntryId, if_missing: bool) -> bool {
     let now = Moment::now();
     let wanted = memory::shared(|contents| match contents.find(id) {
-        Some(n) => contents.entries[n].due(if_missing).is_some_and(|at| at <= now),
+        Some(n) => {
+            let due = contents.entries[n].due(contents.header.times(), if_missing);
+            due.is_some_and(|at| at <= now)
+        }
         None => if_missing,
     });
     wanted.unwrap_or(false)
@@ -331,8 +344,9 @@ pub(super) fn is_wanted(id: &EntryId, if_missing: bool) -> bool {
 /// The database of the key that is due next for a fetch ahead of its expiry, and when that is.
 pub(super) fn next_due(also_unused: bool) -> Option<(u32, Moment)> {
     memory::shared(|contents| {
+        let times = contents.header.times();
         let entries = contents.entries.iter();
-        let due = entries.filter_map(|e| e.due(also_unused).map(|at| (e.id.database, at)));
+        let due = entries.filter_map(|e| e.due(times, also_unused).map(|at| (e.id.database, at)));
         due.min_by_key(|(_, at)| *at)
     })
     .flatten()
@@ -511,9 +525,8 @@ fn end(entry: usize, number: u64, body: impl FnOnce(&mut Contents<'_>)) {
 
 impl Flight {
     /// Shares what the provider has answered. `is_used` tells whether somebody waited for it.
-    pub(crate) fn succeed(self, key: &DataKey, times: Times, is_used: bool) {
+    pub(crate) fn succeed(self, key: &DataKey, is_used: bool) {
         let Self { entry, number, .. } = self;
-        let due = Moment::now().after(times.time_to_live / 2);
         end(entry, number, |contents| {
             if contents.entries[entry].is_discarded {
                 return;
@@ -524,15 +537,15 @@ impl Flight {
             let entry = &mut contents.entries[entry];
             entry.is_filled = true;
             entry.fetched_at = now;
-            entry.time_to_live = times.time_to_live;
-            entry.longest_use = times.longest_use;
             entry.retry_at = Moment::NEVER;
             *entry.is_used.get_mut() = is_used;
             if is_used || *entry.used_at.get_mut() == 0 {
                 *entry.used_at.get_mut() = now.get();
             }
         });
-        memory::wake_before(due);
+        if let Some(times) = times_of_server() {
+            memory::wake_before(Moment::now().after(times.time_to_live / 2));
+        }
     }
 
     /// Tells those who wait why there is no key. `retry_at` is when a fetch ahead of time may be tried
@@ -540,10 +553,11 @@ impl Flight {
     pub(crate) fn fail(self, why: &Why, retry_at: Moment) {
         let Self { entry, number, id, fingerprint, .. } = self;
         end(entry, number, |contents| {
+            let times = contents.header.times();
             let former = &mut contents.entries[entry];
             former.retry_at = retry_at;
             // A refusal ends the use of what is past its time, also if the provider can't be asked again.
-            let is_over = !former.is_fresh(Moment::now(), former.time_to_live);
+            let is_over = !former.is_fresh(Moment::now(), times.time_to_live);
             if is_over && former.is_filled && why.is_refusal() {
                 contents.wipe(entry);
             }
@@ -573,8 +587,9 @@ pub(crate) fn flush() {
 
 /// Wipes keys that nobody can use any more.
 pub(super) fn wipe_old() {
+    let Some(times) = times_of_server() else { return };
     let now = Moment::now();
-    wipe_if_any(|entry| entry.is_filled && entry.end() <= now);
+    wipe_if_any(|entry| entry.is_filled && entry.end(times) <= now);
 }
 
 /// Wipes the keys of databases that don't exist any more.

@@ -28,10 +28,17 @@ pub(crate) struct Fetched {
     pub(crate) past_time: Option<(Duration, String)>,
 }
 
-/// How long keys may be used.
-pub(crate) fn times() -> Times {
+/// How long this session may use a key that it has fetched for itself.
+pub(crate) fn own_times() -> Times {
     let time_to_live = settings::cache_ttl();
     Times { time_to_live, longest_use: time_to_live + settings::cache_stale_grace() }
+}
+
+/// How long this session may use a key that is shared: by its own settings where they are stricter than the
+/// server's, and never for longer than by these, so that what is of no use any more can be wiped.
+pub(crate) fn times() -> Times {
+    let own = own_times();
+    entries::times_of_server().map_or(own, |times| times.min(own))
 }
 
 /// A version's key that is shared and within its time.
@@ -100,7 +107,7 @@ pub(super) fn ask(
     });
     match (&result, flight) {
         (_, None) => {}
-        (Ok(data_key), Some(flight)) => flight.succeed(data_key, times(), is_used),
+        (Ok(data_key), Some(flight)) => flight.succeed(data_key, is_used),
         (Err(error), Some(flight)) => {
             if let Some(why) = why(error) {
                 flight.fail(&why, retry_at(error));

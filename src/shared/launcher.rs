@@ -62,6 +62,7 @@ fn run() -> Result<(), Error> {
         return Ok(());
     }
     let mut launcher = Launcher::default();
+    go_by_settings();
     loop {
         // SAFETY: flags that this process's signal handlers set.
         unsafe {
@@ -71,6 +72,7 @@ fn run() -> Result<(), Error> {
             if pg_sys::ConfigReloadPending != 0 {
                 pg_sys::ConfigReloadPending = 0;
                 pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+                go_by_settings();
             }
         }
         pgrx::check_for_interrupts!();
@@ -86,6 +88,14 @@ fn run() -> Result<(), Error> {
             );
             pg_sys::ResetLatch(pg_sys::MyLatch);
         }
+    }
+}
+
+/// Has all keys that are shared go by the settings as they are now, those that were fetched before included: a
+/// time that is prolonged during an outage is so for the keys that there are.
+fn go_by_settings() {
+    if let Some(header) = memory::header() {
+        memory::set_times(header);
     }
 }
 

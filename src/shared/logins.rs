@@ -4,6 +4,8 @@
 //!
 //! The token itself is in the pages. A login that the server has revoked is found out by its refusal; who is
 //! refused logs in again, as without sharing, and shares the new login.
+//!
+//! Of a token that is in a file a digest is here instead, with what was looked up of it: when it ends.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,6 +31,7 @@ pub(super) struct LoginSlot {
     number: u64,
     began: Moment,
     length: Option<Duration>,
+    whole: Option<Duration>,
     is_renewable: bool,
     token_len: usize,
 }
@@ -64,19 +67,37 @@ pub(crate) fn get(fingerprint: Fingerprint, known: u64) -> Option<(u64, Login)> 
         // SAFETY: the lock is held, and who writes tokens holds it exclusively.
         unsafe { contents.tokens.read(n * TOKEN_LEN, &mut token) };
         let token = Zeroizing::new(std::str::from_utf8(&token).ok()?.to_owned());
-        let (length, is_renewable) = (slot.length, slot.is_renewable);
-        Some((slot.number, Login { token, began: slot.began.instant()?, length, is_renewable }))
+        let LoginSlot { length, whole, is_renewable, .. } = *slot;
+        let began = slot.began.instant()?;
+        Some((slot.number, Login { token, began, length, whole, is_renewable }))
     })
     .flatten()
 }
 
 /// When the login of these settings ends; `None` if there is none, or none that ends.
-pub(crate) fn ends(fingerprint: Fingerprint) -> Option<Instant> {
+pub(crate) fn end(fingerprint: Fingerprint) -> Option<LoginEnd> {
     memory::shared(|contents| {
         let slot = &contents.logins[contents.login_of(fingerprint)?];
-        slot.began.instant()?.checked_add(slot.length?)
+        LoginEnd::of(slot.began.instant()?, slot.length?, slot.whole)
     })
     .flatten()
+}
+
+/// When a login ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoginEnd {
+    pub(crate) at: Instant,
+    /// When that was learned.
+    pub(crate) known_since: Instant,
+    /// The time that it was given in all.
+    pub(crate) whole: Duration,
+}
+
+impl LoginEnd {
+    pub(crate) fn of(began: Instant, length: Duration, whole: Option<Duration>) -> Option<Self> {
+        let at = began.checked_add(length)?;
+        Some(Self { at, known_since: began, whole: whole.unwrap_or(length) })
+    }
 }
 
 /// Shares a login in place of a former one, and tells its number; 0 if there is no room for its token.
@@ -99,6 +120,7 @@ pub(crate) fn put(fingerprint: Fingerprint, login: &Login) -> u64 {
             number,
             began: Moment::of(login.began),
             length: login.length,
+            whole: login.whole,
             is_renewable: login.is_renewable,
             token_len: login.token.len(),
         };

@@ -14,7 +14,7 @@ use keyring::secret::SharedPages;
 use pgrx::pg_sys;
 
 use super::clock::Moment;
-use super::entries::{Entry, KEY_LEN};
+use super::entries::{Entry, KEY_LEN, Times};
 use super::failures::{BREAKERS, BreakerSlot, FAILURES, FailureSlot};
 use super::logins::{LOGINS, LoginSlot, TOKEN_LEN};
 use super::visit::Outcome;
@@ -42,6 +42,9 @@ pub(super) struct Header {
     pub(super) flights: AtomicU64,
     /// The last number given to a login.
     pub(super) logins: AtomicU64,
+    /// For how many seconds keys may be used, by the settings of the server: the time to live, and in the lower
+    /// half the grace. Both change at once.
+    times: AtomicU64,
     /// The latch of the process that has keys fetched ahead of their expiry, and until when it sleeps.
     launcher: AtomicPtr<pg_sys::Latch>,
     sleeps_until: AtomicU64,
@@ -148,6 +151,23 @@ pub(super) fn shared<T>(body: impl FnOnce(&Contents<'_>) -> T) -> Option<T> {
     // SAFETY: the lock is held. `body` gets a shared reference and others have no more, so nothing is
     // changed meanwhile but atomic numbers.
     Some(body(&unsafe { memory.contents() }))
+}
+
+/// Has the keys that are shared go by this process's settings, which are the server's.
+pub(super) fn set_times(header: &Header) {
+    let seconds = |period: Duration| period.as_secs().min(u32::MAX.into());
+    let (time_to_live, grace) = (settings::cache_ttl(), settings::cache_stale_grace());
+    header.times.store(seconds(time_to_live) << 32 | seconds(grace), Ordering::Relaxed);
+}
+
+impl Header {
+    /// For how long keys may be used, by the settings of the server as they are now.
+    pub(super) fn times(&self) -> Times {
+        let times = self.times.load(Ordering::Relaxed);
+        let time_to_live = Duration::from_secs(times >> 32);
+        let grace = Duration::from_secs(times & u64::from(u32::MAX));
+        Times { time_to_live, longest_use: time_to_live + grace }
+    }
 }
 
 /// What is counted, without the lock.
@@ -350,6 +370,7 @@ fn attach() {
             tokens,
         };
         memory.header.write(Header::default());
+        set_times(&*memory.header);
         fill(memory.failures, FAILURES);
         fill(memory.breakers, BREAKERS);
         fill(memory.logins, LOGINS);

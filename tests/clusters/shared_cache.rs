@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cluster_tests::key_server::{ONE, READ_ONLY};
+use cluster_tests::key_server::{ONE, READ_ONLY, Setup};
 use cluster_tests::process_memory::{Mapping, mappings, search, search_in};
 use cluster_tests::replication::{catch_up, replace_by_base_backup, wait_for};
 use cluster_tests::{DATABASE, Session, builder, connect, create_extension, expect_error};
@@ -322,6 +322,80 @@ fn a_worker_fetches_keys_that_are_in_use_before_they_expire() {
     assert_eq!(store.connect().text(READ), "first");
     assert_eq!(store.calls()["k 1"], tried);
     assert!(!store.cluster.log().contains("was terminated by signal"));
+}
+
+/// Keys that are shared go by the settings as they are now, and not by those of who has fetched them.
+#[test]
+fn times_that_are_changed_during_an_outage_hold_for_the_keys_that_there_are() {
+    let test = "times_that_are_changed_during_an_outage_hold_for_the_keys_that_there_are";
+    let Some(mut setup) = Setup::with_key(test, OpenBao::start_with_tls, READ_ONLY) else { return };
+    setup.cluster.configure("shared_preload_libraries", "encryption_ext");
+    setup.cluster.configure("encryption_ext.warm_up", "off");
+    setup.cluster.configure("encryption_ext.cache_ttl", "1");
+    setup.cluster.configure("encryption_ext.cache_stale_grace", "6");
+    setup.cluster.restart();
+    let mut admin = setup.connect();
+    let set = |admin: &mut Client, name: &str, value: &str| {
+        admin.run(&format!("ALTER SYSTEM SET encryption_ext.{name} = '{value}'"));
+        admin.run("SELECT pg_reload_conf()");
+        wait_for(admin, &format!("SELECT current_setting('encryption_ext.{name}') = '{value}'"));
+    };
+    let reads = |setup: &Setup, settings: &str| {
+        let mut session = setup.connect();
+        session.run(settings);
+        session.simple_query(READ).is_ok()
+    };
+    const STRICT: &str = "SET encryption_ext.cache_stale_grace = 0";
+    const LAX: &str =
+        "SET encryption_ext.cache_ttl = '1h'; SET encryption_ext.cache_stale_grace = '1h'";
+    let left = "SELECT extract(epoch FROM usable_until - clock_timestamp())::float8 FROM enc_stat_key WHERE name = 'k'";
+
+    // Fetched by a session that allows itself less than others, which is its own affair.
+    assert!(reads(&setup, STRICT));
+    setup.server.stop();
+    let stopped = Instant::now();
+    let until = |seconds: f64| {
+        thread::sleep(Duration::from_secs_f64(seconds).saturating_sub(stopped.elapsed()));
+    };
+    until(2.0);
+    assert!(reads(&setup, ""));
+    assert!(!reads(&setup, STRICT));
+    let before: f64 = admin.value(left);
+    assert!((3.0..6.0).contains(&before), "{before}");
+
+    // More of it, while there is some left: past the former end, in sessions old and new.
+    set(&mut admin, "cache_stale_grace", "10min");
+    wait_for(&mut admin, &format!("SELECT ({left}) BETWEEN 580 AND 600"));
+    until(9.0);
+    assert!(reads(&setup, ""));
+    assert!(!reads(&setup, STRICT));
+    assert_eq!(admin.text(READ), "first");
+    assert_eq!(statistic(&mut admin, "entries"), 1);
+
+    // And of the time in which nobody asks.
+    set(&mut admin, "cache_ttl", "5min");
+    wait_for(&mut admin, &format!("SELECT ({left}) BETWEEN 880 AND 900"));
+    let asked = "SELECT requests FROM enc_stat_provider";
+    let requests: i64 = admin.value(asked);
+    assert!(reads(&setup, STRICT));
+    assert_eq!(admin.value::<i64>(asked), requests);
+
+    // Less: at once, also for who would allow itself more; and what has ended is wiped, and stays so.
+    set(&mut admin, "cache_ttl", "1s");
+    set(&mut admin, "cache_stale_grace", "2s");
+    assert!(!reads(&setup, ""));
+    wait_for(&mut admin, "SELECT entries = 0 FROM enc_stat_shared_cache");
+    assert!(!reads(&setup, LAX));
+    set(&mut admin, "cache_stale_grace", "10min");
+    assert!(!reads(&setup, ""));
+    assert_eq!(setup.connect().value::<Option<f64>>(left), None);
+
+    setup.server.restart();
+    let back = Instant::now();
+    while !reads(&setup, "") {
+        assert!(back.elapsed() < Duration::from_secs(30), "the breaker doesn't close");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

@@ -161,6 +161,129 @@ fn a_token_that_is_replaced_is_used_and_one_that_ends_is_told() {
     fails(&mut session, READ, "KE061");
 }
 
+/// What `enc_stat_provider` says of the token, and the row of `enc_health`, without times.
+fn token_state(session: &mut Client) -> (String, String) {
+    let left = session.text(
+        "SELECT coalesce(round(extract(epoch FROM token_expires - clock_timestamp()) / 60)::text, 'unknown')
+           FROM enc_stat_provider WHERE provider = 'vault'",
+    );
+    let row = session.text(
+        "SELECT concat_ws('|', status, regexp_replace(detail, '[-0-9]+ [:0-9]+ UTC', '<time>', 'g'),
+                          remedy IS NOT NULL)
+           FROM enc_health() WHERE check_name = 'token' AND subject = 'vault'",
+    );
+    (left, row)
+}
+
+/// Tokens of all sorts, in the file one after the other, as two sessions see them: one whose requests need
+/// them, and one that asks for nothing.
+fn the_end_of_a_token_in_a_file(test: &str, is_preloaded: bool) {
+    let Some(mut setup) = Setup::with_key(test, OpenBao::start_with_tls, READ_ONLY) else { return };
+    setup.cluster.configure("timezone", "UTC");
+    setup.cluster.configure("encryption_ext.warm_up", "off");
+    if is_preloaded {
+        setup.cluster.configure("shared_preload_libraries", "encryption_ext");
+    }
+    setup.cluster.restart();
+    let mut monitor = monitor_of(&setup);
+    let knows = if is_preloaded { "server" } else { "session" };
+    let none = ("unknown".to_owned(), format!("ok|no end of it is known to this {knows}|f"));
+    let known = |minutes: &str, status: &str, warned: &str| {
+        (minutes.to_owned(), format!("{status}|the token in the file ends at <time>|{warned}"))
+    };
+    // Nobody has asked.
+    assert_eq!(token_state(&mut monitor), none);
+    let mut session = setup.connect();
+    let mut read = |setup: &Setup, token: &str| {
+        setup.put_token(token);
+        session.run("SELECT enc_flush_cache()");
+        assert_eq!(session.text(READ), "first");
+        if !is_preloaded {
+            // Nobody waits for it.
+            thread::sleep(Duration::from_millis(500));
+        }
+        let seen = token_state(&mut session);
+        let told = token_state(&mut monitor);
+        assert_eq!(told, if is_preloaded { seen.clone() } else { none.clone() });
+        seen
+    };
+    let server = &setup.server;
+    assert_eq!(read(&setup, &server.token(&["keys"], "1h")), known("60", "ok", "f"));
+    assert_eq!(read(&setup, server.root_token()), none);
+    let batch = json!({ "policies": ["keys"], "ttl": "2h", "type": "batch" });
+    assert_eq!(read(&setup, &server.token_with(None, batch)), known("120", "ok", "f"));
+    let blind = json!({ "policies": ["keys"], "ttl": "1h", "no_default_policy": true });
+    assert_eq!(read(&setup, &server.token_with(None, blind)), none);
+    // One of 30 days, of which three are left; and renewed.
+    let month = server.token_with(None, json!({ "policies": ["keys"], "ttl": "720h" }));
+    assert_eq!(read(&setup, &month), known("43200", "ok", "f"));
+    let renew = |increment: &str| {
+        let renewal = json!({ "token": month, "increment": increment });
+        assert_eq!(server.request("POST", "auth/token/renew", renewal).0, 200);
+    };
+    renew("72h");
+    assert_eq!(read(&setup, &month), known("4320", "warning", "t"));
+    renew("720h");
+    assert_eq!(read(&setup, &month), known("43200", "ok", "f"));
+    // Of an hour, of which a third is left, and a sixth.
+    let hour = server.token_with(None, json!({ "policies": ["keys"], "ttl": "1h" }));
+    for (increment, minutes, status, warned) in
+        [("20m", "20", "ok", "f"), ("10m", "10", "warning", "t")]
+    {
+        let renewal = json!({ "token": hour, "increment": increment });
+        assert_eq!(server.request("POST", "auth/token/renew", renewal).0, 200);
+        assert_eq!(read(&setup, &hour), known(minutes, status, warned));
+    }
+    // One that is refused isn't known any more, and neither is it the provider's failure but a login's.
+    server.revoke(&hour);
+    session.run("SELECT enc_flush_cache()");
+    fails(&mut session, READ, "KE066");
+    assert_eq!(token_state(&mut session), none);
+    // What none of it may do: log in again, or count as a failure.
+    let log = setup.cluster.log();
+    assert!(!log.contains("was renewed") && !log.contains("is left alone"), "{log}");
+}
+
+#[test]
+fn the_end_of_a_token_in_a_file_is_known_to_the_server() {
+    the_end_of_a_token_in_a_file("the_end_of_a_token_in_a_file_is_known_to_the_server", true);
+}
+
+#[test]
+fn the_end_of_a_token_in_a_file_is_known_to_the_session_that_uses_it() {
+    let test = "the_end_of_a_token_in_a_file_is_known_to_the_session_that_uses_it";
+    the_end_of_a_token_in_a_file(test, false);
+}
+
+#[test]
+fn a_worker_learns_the_end_of_a_token_and_that_it_was_renewed() {
+    let test = "a_worker_learns_the_end_of_a_token_and_that_it_was_renewed";
+    let Some(mut setup) = Setup::with_key(test, OpenBao::start_with_tls, READ_ONLY) else { return };
+    let token = setup.server.token_with(None, json!({ "policies": ["keys"], "ttl": "15s" }));
+    setup.put_token(&token);
+    setup.cluster.configure("encryption_ext.cache_ttl", "2");
+    setup.cluster.configure("shared_preload_libraries", "encryption_ext");
+    setup.cluster.restart();
+    let started = Instant::now();
+    let mut monitor = monitor_of(&setup);
+    let mut wait_for = |left: &str| {
+        let state = format!(
+            "SELECT coalesce(extract(epoch FROM token_expires - clock_timestamp()) BETWEEN {left}, false)
+               FROM enc_stat_provider"
+        );
+        while monitor.text(&state) != "t" {
+            assert!(started.elapsed() < Duration::from_secs(30), "{:?}", token_state(&mut monitor));
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // No session has asked for a key.
+    wait_for("1 AND 15");
+    let renewal = json!({ "token": token, "increment": "1h" });
+    assert_eq!(setup.server.request("POST", "auth/token/renew", renewal).0, 200);
+    wait_for("3500 AND 3600");
+    assert!(started.elapsed() > Duration::from_secs(7), "it was looked up too often");
+}
+
 #[test]
 fn approle_logs_in_again_when_its_token_ends() {
     let test = "approle_logs_in_again_when_its_token_ends";

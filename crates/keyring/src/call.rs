@@ -135,6 +135,25 @@ pub fn call<T: Send + 'static>(
     }
 }
 
+/// Runs `work` on a thread of its own, which nobody waits for: as a call that is given up at once. Nothing is
+/// done if several of those still run.
+pub(crate) fn in_background(work: impl FnOnce() + Send + 'static) {
+    if ABANDONED.load(Ordering::Acquire) >= MAX_ABANDONED {
+        return;
+    }
+    let ticket = Arc::new(Ticket::default());
+    let ended = Ended::begin(Arc::clone(&ticket));
+    let started = start(move || {
+        let _ended = ended;
+        // Nothing that `work` has can be seen after a panic: it owns all of it.
+        let _ = panic::catch_unwind(AssertUnwindSafe(work));
+        wipe_stack();
+    });
+    if started.is_ok() {
+        ticket.abandon();
+    }
+}
+
 /// Runs `once`, and again after a growing pause as long as it fails with an error that is transient and
 /// the pause ends before `deadline`.
 pub(crate) fn with_retries<T>(

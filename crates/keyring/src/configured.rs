@@ -171,6 +171,14 @@ impl Configured {
         Fingerprint(hash.finalize().into())
     }
 
+    /// Whether the login is a token in a file.
+    #[must_use]
+    pub fn has_token_file(&self) -> bool {
+        let auth = self.settings.get("auth").map_or("", String::as_str);
+        matches!(self.kind, ProviderKind::Vault | ProviderKind::VaultTransit)
+            && matches!(auth, "" | "token")
+    }
+
     fn options<T: DeserializeOwned>(&self) -> Result<T, ProviderError> {
         let settings = self.settings.iter().map(|(k, v)| (k.clone(), Value::from(v.clone())));
         // All values are texts, so what can be wrong is a name.

@@ -133,6 +133,15 @@ impl Http {
         result
     }
 
+    /// Runs `work` once on a thread of its own, with the connections that are open, and doesn't wait for it.
+    pub(crate) fn call_in_background(&mut self, work: impl FnOnce(&Transport) + Send + 'static) {
+        let Server { service, follows_redirects, .. } = self.server;
+        if let Ok(agent) = self.agent() {
+            let transport = Transport { agent, service, follows_redirects };
+            call::in_background(move || work(&transport));
+        }
+    }
+
     /// Closes the connections that are open.
     pub(crate) fn close_connections(&mut self) {
         self.agent = None;

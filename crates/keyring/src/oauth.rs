@@ -120,12 +120,13 @@ impl Client {
     pub(crate) fn login(&self) -> Option<Login> {
         let AccessToken { text, expires } = self.token.as_ref()?;
         let Expiry { began, length } = (*expires)?;
-        Some(Login { token: text.clone(), began, length: Some(length), is_renewable: false })
+        let (length, whole) = (Some(length), Some(length));
+        Some(Login { token: text.clone(), began, length, whole, is_renewable: false })
     }
 
     /// Takes a token of another process's.
     pub(crate) fn take_login(&mut self, login: Login) {
-        let Login { token, began, length, is_renewable: _ } = login;
+        let Login { token, began, length, whole: _, is_renewable: _ } = login;
         let expires = length.map(|length| Expiry { began, length });
         self.token = Some(AccessToken { text: token, expires });
     }

@@ -101,13 +101,20 @@ pub trait Provider: Send {
     fn close_connections(&mut self) {}
 
     /// The login that the provider has, for another process with the same settings. None if it has none, or
-    /// none that is a token for a time.
+    /// none that is a token for a time. Of a token that is in a file, which is there for everybody, it is what
+    /// [`Provider::look_up_login`] has found out.
     fn login(&self) -> Option<Login> {
         None
     }
 
     /// Takes a login that another process with the same settings has made.
     fn take_login(&mut self, _login: Login) {}
+
+    /// Finds out until when a login is good that came without its end: that of a token in a file. To be called
+    /// when a request has succeeded; it asks once for each token, and again when that is about to end. If it
+    /// can't be found out, it isn't known. Either it waits for the answer, a second at most, or
+    /// [`Provider::login`] has it later.
+    fn look_up_login(&mut self, _waits: bool) {}
 
     /// How many versions of `name` there are, and how many are kept; `None` from a provider that drops none.
     ///
@@ -174,12 +181,14 @@ pub struct Certificates {
 /// What a login gave.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
-    /// What lets its bearer in.
+    /// What lets its bearer in; a digest of it, if that is in a file.
     pub token: Zeroizing<String>,
-    /// When it was asked for: no later than its time began.
+    /// When it was asked for: no later than its time began. If it is in a file: when it was looked up.
     pub began: Instant,
-    /// How long it lets in; `None` is for ever.
+    /// How long it lets in since then; `None` is for ever, or that nobody may know.
     pub length: Option<Duration>,
+    /// The time that it was given in all, of which `length` may be what is left.
+    pub whole: Option<Duration>,
     /// Whether the server prolongs it when it is asked to.
     pub is_renewable: bool,
 }

@@ -457,6 +457,10 @@ impl Provider for VaultProvider {
     fn take_login(&mut self, login: Login) {
         self.client.take_login(login);
     }
+
+    fn look_up_login(&mut self, waits: bool) {
+        self.client.look_up_login(waits);
+    }
 }
 
 /// The body of a request to write `key` as the version after `newest`, and only as that one.

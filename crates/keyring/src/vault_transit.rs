@@ -374,6 +374,10 @@ impl Provider for VaultTransitProvider {
     fn take_login(&mut self, login: Login) {
         self.client.take_login(login);
     }
+
+    fn look_up_login(&mut self, waits: bool) {
+        self.client.look_up_login(waits);
+    }
 }
 
 impl VaultTransitProvider {

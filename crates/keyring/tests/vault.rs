@@ -139,6 +139,100 @@ fn found(versions: &[(u32, u8)]) -> Vec<(u32, String, u8)> {
     versions.iter().map(|(n, byte)| (*n, format!("user_pii?version={n}"), *byte)).collect()
 }
 
+/// The time that is left to a token, and that it was given, as it was looked up: in seconds, six of which may
+/// have passed.
+fn token_end(vault: &VaultProvider) -> Option<(Option<u64>, Option<u64>)> {
+    let login = vault.login()?;
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs().next_multiple_of(6));
+    Some((seconds(login.length), seconds(login.whole)))
+}
+
+#[test]
+fn the_end_of_a_token_in_a_file_is_looked_up() {
+    let server = server!(start_with_tls);
+    server.policy("read-keys", READ_ONLY);
+    server.kv_put("keys/user_pii", ONE);
+    let setup = Setup::with_token(&server, &server.token(&["read-keys"], "1h"));
+    let open_once = |vault: &mut VaultProvider| {
+        assert!(open(vault, "user_pii?version=1").is_ok());
+    };
+    let look_up = |token: &str, waits: bool| {
+        setup.write("token", token);
+        let mut vault = setup.provider();
+        assert_eq!(token_end(&vault), None);
+        // Before a request there is no token that could be looked up.
+        vault.look_up_login(true);
+        assert_eq!(token_end(&vault), None);
+        open_once(&mut vault);
+        assert_eq!(token_end(&vault), None);
+        vault.look_up_login(waits);
+        vault.close_connections();
+        let started = Instant::now();
+        while token_end(&vault).is_none() {
+            assert!(!waits && started.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        open_once(&mut vault);
+        token_end(&vault).unwrap()
+    };
+    let hour = (Some(3600), Some(3600));
+    let minute = (Some(60), Some(60));
+    assert_eq!(look_up(&server.token(&["read-keys"], "1h"), true), hour);
+    assert_eq!(look_up(&server.token(&["read-keys"], "1h"), false), hour);
+    assert_eq!(look_up(server.root_token(), true), (None, None));
+    let batch = json!({ "policies": ["read-keys"], "ttl": "60s", "type": "batch" });
+    assert_eq!(look_up(&server.token_with(None, batch), true), minute);
+    // One that may not look at itself.
+    let blind = json!({ "policies": ["read-keys"], "ttl": "60s", "no_default_policy": true });
+    assert_eq!(look_up(&server.token_with(None, blind), true), (None, None));
+
+    // Once for each token: this one serves for three requests for a key, and one look-up.
+    let few = json!({ "policies": ["read-keys"], "ttl": "1h", "num_uses": 4 });
+    setup.write("token", &server.token_with(None, few));
+    let mut vault = setup.provider();
+    for _ in 0..3 {
+        open_once(&mut vault);
+        vault.look_up_login(true);
+    }
+    assert_eq!(token_end(&vault), Some(hour));
+    fails(open(&mut vault, "user_pii?version=1"), ProviderErrorKind::LoginFailed);
+    // What is refused is not known any more.
+    assert_eq!(token_end(&vault), None);
+
+    // Another one, in the same file.
+    setup.write("token", &server.token(&["read-keys"], "60s"));
+    open_once(&mut vault);
+    vault.look_up_login(true);
+    assert_eq!(token_end(&vault), Some(minute));
+
+    // Renewed by somebody else, which is seen when a third of its time would be left.
+    let token = json!({ "policies": ["read-keys"], "ttl": "12s" });
+    let token = server.token_with(None, token);
+    setup.write("token", &token);
+    open_once(&mut vault);
+    vault.look_up_login(true);
+    assert_eq!(token_end(&vault), Some((Some(12), Some(12))));
+    let renewal = json!({ "token": token, "increment": "1h" });
+    assert_eq!(server.request("POST", "auth/token/renew", renewal).0, 200);
+    vault.look_up_login(true);
+    assert_eq!(token_end(&vault), Some((Some(12), Some(12))));
+    std::thread::sleep(Duration::from_millis(8500));
+    open_once(&mut vault);
+    vault.look_up_login(true);
+    assert!(token_end(&vault).is_some_and(|(left, whole)| left > Some(3500) && left == whole));
+
+    // A server that is gone in between costs no more than a moment, and no failure.
+    setup.write("token", &server.token(&["read-keys"], "60s"));
+    open_once(&mut vault);
+    server.pause();
+    let started = Instant::now();
+    vault.look_up_login(true);
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    server.resume();
+    assert_eq!(token_end(&vault), None);
+    open_once(&mut vault);
+}
+
 #[test]
 fn what_an_administrator_wrote_is_found_and_opened() {
     let server = server!(start_with_tls);

@@ -70,6 +70,8 @@ pub(super) struct LoggedIn {
 pub(super) struct TokenState {
     /// How long it lives from now, in seconds; 0 for ever.
     pub(super) ttl_seconds: u64,
+    /// How long it was made for, in seconds, whatever it was renewed for since; 0 for ever.
+    pub(super) creation_ttl_seconds: u64,
     pub(super) policies: Vec<String>,
 }
 
@@ -236,10 +238,12 @@ impl Answer {
         #[derive(Deserialize)]
         struct Data {
             ttl: u64,
+            #[serde(default)]
+            creation_ttl: u64,
             policies: Vec<String>,
         }
-        let Data { ttl, policies } = self.data()?;
-        Some(TokenState { ttl_seconds: ttl, policies })
+        let Data { ttl, creation_ttl, policies } = self.data()?;
+        Some(TokenState { ttl_seconds: ttl, creation_ttl_seconds: creation_ttl, policies })
     }
 
     /// The answer to `<mount>/datakey/plaintext/<key>`, if it is one.

@@ -25,6 +25,12 @@ const AFTER_ERROR: Duration = Duration::from_secs(3);
 /// How long to wait before such a request is sent again.
 const BEFORE_ASKING_AGAIN: Duration = Duration::from_millis(500);
 
+/// What tells a token about itself: "Lookup a token (self)" of Vault's API.
+const LOOK_UP: &str = "auth/token/lookup-self";
+
+/// How long to wait for what it says, where nobody needs that.
+const LOOK_UP_PATIENCE: Duration = Duration::from_secs(1);
+
 pub(crate) struct Client {
     vault: Vault,
     interrupt: Box<dyn Interrupt>,
@@ -86,6 +92,31 @@ impl Client {
     /// Takes a login of another process's.
     pub(crate) fn take_login(&mut self, login: SharedLogin) {
         self.login.take(login);
+    }
+
+    /// Finds out when the token in the file ends, if that isn't known. What comes of it is no reason to log in
+    /// again, and no failure of the provider's.
+    pub(crate) fn look_up_login(&mut self, waits: bool) {
+        let Some(look_up) = self.login.look_up(Instant::now()) else { return };
+        let request = Request {
+            method: Method::Get,
+            path: LOOK_UP.to_owned(),
+            token: Some(look_up.token()),
+            body: None,
+        };
+        if waits {
+            let deadline = self.deadline().min(Instant::now() + LOOK_UP_PATIENCE);
+            if let Ok(answer) = self.send(request, deadline) {
+                look_up.answered(&answer);
+            }
+        } else if let Ok(request) = self.vault.request(request) {
+            self.http.call_in_background(move |transport| {
+                if let Ok(response) = transport.send(&request) {
+                    let transport::Response { status, headers: _, body } = response;
+                    look_up.answered(&Answer { status, body });
+                }
+            });
+        }
     }
 
     /// The time at which an operation that begins now must end.
@@ -153,8 +184,7 @@ impl Client {
 
     /// What the login is, as far as its policies let it look at itself.
     pub(crate) fn check_login(&mut self, deadline: Instant) -> Result<Finding, ProviderError> {
-        let path = "auth/token/lookup-self";
-        let answer = match self.request(Method::Get, path, None, deadline) {
+        let answer = match self.request(Method::Get, LOOK_UP, None, deadline) {
             Ok(answer) => answer,
             Err(Refusal::Denied(_)) => {
                 return Ok(Finding::good(
@@ -164,7 +194,7 @@ impl Client {
             }
             Err(Refusal::Failed(error)) => return Err(error),
         };
-        let TokenState { ttl_seconds, policies } =
+        let TokenState { ttl_seconds, creation_ttl_seconds: _, policies } =
             answer.token_state().ok_or_else(|| self.invalid("what is not a token's state"))?;
         let time = match ttl_seconds {
             0 => "without end".to_owned(),
@@ -261,9 +291,13 @@ impl Client {
             return Ok(true);
         }
         let (token, _) = self.token(deadline)?;
-        let path = "auth/token/lookup-self".to_owned();
+        let path = LOOK_UP.to_owned();
         let request = Request { method: Method::Get, path, token: Some(token), body: None };
-        Ok(self.send(request, deadline)?.status == 200)
+        let is_logged_in = self.send(request, deadline)?.status == 200;
+        if !is_logged_in {
+            self.login.refused();
+        }
+        Ok(is_logged_in)
     }
 
     fn send(&mut self, request: Request, deadline: Instant) -> Result<Answer, ProviderError> {
