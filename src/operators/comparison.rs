@@ -114,7 +114,7 @@ fn kept<L: Side, R: Side>(call: &Call, n: usize) -> Option<&'static mut Plaintex
             return None;
         }
         if (*flinfo).fn_extra.is_null() {
-            (*flinfo).fn_extra = Arguments::new([L::IS_ENCRYPTED, R::IS_ENCRYPTED], flinfo);
+            (*flinfo).fn_extra = Arguments::to_keep([L::IS_ENCRYPTED, R::IS_ENCRYPTED], flinfo);
         }
         let extra = (*flinfo).fn_extra;
         if extra == nothing_kept() {
@@ -145,7 +145,7 @@ impl Arguments {
     /// # Safety
     ///
     /// `flinfo` is what PostgreSQL calls with.
-    unsafe fn new(is_encrypted: [bool; 2], flinfo: *mut pg_sys::FmgrInfo) -> *mut c_void {
+    unsafe fn to_keep(is_encrypted: [bool; 2], flinfo: *mut pg_sys::FmgrInfo) -> *mut c_void {
         // SAFETY: the caller's promise; the expression of a call is a node, or null. The memory has room for
         // what is written to it.
         unsafe {
