@@ -5233,7 +5233,10 @@ CREATE FUNCTION encryption.provider_health(
         OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
     RETURNS SETOF record
     LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-WITH provider AS MATERIALIZED (SELECT * FROM encryption.provider_states()),
+-- whose is what the texts say of whose knowledge it is.
+WITH provider AS MATERIALIZED (
+    SELECT *, CASE scope WHEN 'server' THEN 'server' ELSE 'session' END AS whose
+      FROM encryption.provider_states()),
 held AS MATERIALIZED (SELECT * FROM encryption.key_states() WHERE usable_until > clock_timestamp()),
 missing AS (
     SELECT v.provider, count(*) AS versions
@@ -5252,9 +5255,9 @@ SELECT 'provider', p.provider,
                         to_char(p.last_failure_at, 'YYYY-MM-DD HH24:MI:SS TZ'), p.last_failure,
                         CASE WHEN p.is_open AND missing.versions > 0
                              THEN format('; %s version(s) of keys are not held by this %s', missing.versions,
-                                         CASE p.scope WHEN 'server' THEN 'server' ELSE 'session' END) ELSE '' END)
+                                         p.whose) ELSE '' END)
             ELSE format('no failure since its last answer, as far as this %s knows',
-                        CASE p.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+                        p.whose) END,
        CASE WHEN p.problem IS NOT NULL THEN p.hint
             WHEN p.failures > 0 THEN format('SELECT * FROM enc_check_provider(%L);', p.provider) END
   FROM provider p
@@ -5270,7 +5273,7 @@ SELECT 'login', p.provider,
             THEN format('the last login failed, at %s: %s',
                         to_char(p.last_failure_at, 'YYYY-MM-DD HH24:MI:SS TZ'), p.last_failure)
             ELSE format('no login has failed since the last answer, as far as this %s knows',
-                        CASE p.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+                        p.whose) END,
        CASE WHEN p.login_failed
             THEN format('Renew the credentials, and SELECT * FROM enc_check_provider(%L);', p.provider) END
   FROM provider p
@@ -5281,7 +5284,7 @@ UNION ALL
 SELECT 'token', t.provider,
        CASE WHEN t.ends_soon THEN 'warning' ELSE 'ok' END,
        CASE WHEN t.token_expires IS NULL
-            THEN format('no end of it is known to this %s', CASE t.scope WHEN 'server' THEN 'server' ELSE 'session' END)
+            THEN format('no end of it is known to this %s', t.whose)
             WHEN t.token_expires < clock_timestamp() AND NOT t.ends_soon
             THEN format('it has ended at %s, unless it was renewed; it was looked up last at %s',
                         to_char(t.token_expires, 'YYYY-MM-DD HH24:MI:SS TZ'),
@@ -5324,8 +5327,12 @@ CREATE FUNCTION encryption.key_health(
         OUT check_name text, OUT subject text, OUT status text, OUT detail text, OUT remedy text)
     RETURNS SETOF record
     LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-WITH stat AS MATERIALIZED (SELECT * FROM @extschema@.enc_stat_key),
-known AS MATERIALIZED (SELECT * FROM encryption.key_states()),
+WITH stat AS MATERIALIZED (
+    SELECT *, CASE scope WHEN 'server' THEN 'server' ELSE 'session' END AS whose
+      FROM @extschema@.enc_stat_key),
+known AS MATERIALIZED (
+    SELECT *, CASE scope WHEN 'server' THEN 'server' ELSE 'session' END AS whose
+      FROM encryption.key_states()),
 failing AS MATERIALIZED (SELECT * FROM encryption.provider_states() WHERE failures > 0)
 SELECT 'active_version', s.name,
        CASE WHEN s.active_version IS NULL THEN 'critical' ELSE 'ok' END,
@@ -5337,12 +5344,12 @@ SELECT 'check_value', s.name,
        CASE WHEN s.check_value_ok THEN 'ok' WHEN NOT s.check_value_ok THEN 'critical' ELSE 'ok' END,
        CASE WHEN s.check_value_ok
             THEN format('the provider has the right key, as far as this %s has fetched it',
-                        CASE s.scope WHEN 'server' THEN 'server' ELSE 'session' END)
+                        s.whose)
             WHEN NOT s.check_value_ok
             THEN format('the provider has another key in place of version(s) %s',
                         (SELECT string_agg(k.key_version::text, ', ' ORDER BY k.key_version) FROM known k
                           WHERE k.key_name = s.name AND NOT k.check_value_ok))
-            ELSE format('not fetched by this %s', CASE s.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+            ELSE format('not fetched by this %s', s.whose) END,
        CASE WHEN NOT s.check_value_ok
             THEN format('See that nobody wrote over the key and that the provider is the right one: SELECT * FROM enc_check_key(%L);', s.name) END
   FROM stat s
@@ -5385,7 +5392,7 @@ SELECT 'retention', k.name,
                         kept.max_versions, greatest(kept.spare, 0), kept.oldest)
             WHEN kept.spare IS NOT NULL
             THEN format('%s more versions can be made until the provider drops version %s', kept.spare, kept.oldest)
-            ELSE format('no limit is known to this %s', CASE kept.scope WHEN 'server' THEN 'server' ELSE 'session' END) END,
+            ELSE format('no limit is known to this %s', coalesce(kept.whose, 'session')) END,
        CASE WHEN kept.missing IS NOT NULL
             THEN format('Restore them at the provider from its backup, and SELECT * FROM enc_check_key(%L);', k.name)
             WHEN kept.spare <= 2
@@ -5393,7 +5400,7 @@ SELECT 'retention', k.name,
                         k.name, kept.oldest) END
   FROM encryption.key k
  CROSS JOIN LATERAL (
-        SELECT min(known.scope) AS scope,
+        SELECT max(known.whose) AS whose,
                string_agg(v.version::text, ', ' ORDER BY v.version) FILTER (WHERE known.is_missing) AS missing,
                bool_or(known.is_missing AND v.state IN ('active', 'deprecated')) AS stops_reading,
                min(v.version) FILTER (WHERE known.newer_versions IS NOT NULL) AS oldest,
@@ -5409,7 +5416,7 @@ SELECT 'cache', k.name,
             ELSE 'warning' END,
        CASE WHEN held.provider IS NULL
             THEN format('no provider of a version that this %s holds is failing',
-                        CASE (SELECT min(scope) FROM known) WHEN 'server' THEN 'server' ELSE 'session' END)
+                        coalesce((SELECT max(whose) FROM known), 'session'))
             ELSE format('provider "%s" has been failing; at this rate statements fail from %s', held.provider,
                         to_char(held.usable_until, 'YYYY-MM-DD HH24:MI:SS TZ')) END,
        CASE WHEN held.provider IS NOT NULL

@@ -35,18 +35,25 @@ pub(super) fn scan(
     rows: Rows,
     each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    invalidation::watch(table_oid(table)?);
-    scan_unwatched(table, rows, each)
+    let table = table_oid(table)?;
+    invalidation::watch(table);
+    scan_table(table, rows, each)
 }
 
 /// The same of a table whose changes send no invalidation.
 pub(super) fn scan_unwatched(
     table: &CStr,
     rows: Rows,
+    each: impl FnMut(&Row) -> Result<(), Error>,
+) -> Result<(), Error> {
+    scan_table(table_oid(table)?, rows, each)
+}
+
+fn scan_table(
+    table: pg_sys::Oid,
+    rows: Rows,
     mut each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let table_oid = table_oid(table)?;
-
     let mut scan_key = pg_sys::ScanKeyData::default();
     let mut scan_key_count = 0;
     if let Rows::Of(id, _) = rows {
@@ -68,7 +75,7 @@ pub(super) fn scan_unwatched(
     // snapshot asks for the catalog snapshot; what is opened is closed, by PostgreSQL's resource owner if an
     // error passes over this frame.
     unsafe {
-        let relation = pg_sys::table_open(table_oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
         let pages =
             pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
         // Without its index, too, the whole table is read.

@@ -11,6 +11,7 @@ use keyring::provider::ProviderErrorKind;
 use pgrx::{IntoDatum, pg_sys};
 
 use super::providers::{all_keys, providers_in_use};
+use super::retention;
 use super::rows::return_rows;
 use crate::catalog::{Key, Version};
 use crate::errors::Error;
@@ -31,7 +32,7 @@ sql_function! {
     fn encryption_key_states(call) {
         let clock = Clock::now();
         let own = OwnCache::read()?;
-        let kinds = kinds_of_providers()?;
+        let kinds = kinds_of_providers();
         let counted_since = statistics::began();
         let mut rows = Vec::new();
         for key in all_keys()? {
@@ -99,18 +100,9 @@ impl Kept {
 }
 
 /// The kinds of the providers in use whose settings are here.
-fn kinds_of_providers() -> Result<BTreeMap<String, ProviderKind>, Error> {
-    let mut kinds = BTreeMap::new();
-    for name in providers_in_use().unwrap_or_default() {
-        let failed = |error| Error::Provider { provider: name.clone(), key: None, error };
-        keys::with_providers(|providers| {
-            if let Ok(configured) = providers.configured(&name, failed) {
-                kinds.insert(name.clone(), configured.kind);
-            }
-            Ok(())
-        })?;
-    }
-    Ok(kinds)
+fn kinds_of_providers() -> BTreeMap<String, ProviderKind> {
+    let names = providers_in_use().unwrap_or_default().into_iter();
+    names.filter_map(|name| retention::kind_of(&name).ok().map(|kind| (name, kind))).collect()
 }
 
 /// What is known of a version's key: of that which sessions share, or else of this session's own.

@@ -70,7 +70,12 @@ fn numbered<'a>(
         .filter_map(move |version| Some((version, kind.number_in(&version.reference, &key.name)?)))
 }
 
-fn kind_of(provider: &str) -> Result<ProviderKind, Error> {
+/// The kind of a provider.
+///
+/// # Errors
+///
+/// If its settings are not here.
+pub(super) fn kind_of(provider: &str) -> Result<ProviderKind, Error> {
     let failed = |error| Error::Provider { provider: provider.to_owned(), key: None, error };
     keys::with_providers(|providers| Ok(providers.configured(provider, failed)?.kind))
 }

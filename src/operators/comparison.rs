@@ -9,9 +9,9 @@ use std::ffi::c_void;
 
 use pgrx::pg_sys;
 
-use super::Comparable;
 use super::plaintexts::Plaintexts;
 use super::side::{Base, Encrypted, Name, Side};
+use super::{Comparable, nothing_kept};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
@@ -162,13 +162,6 @@ impl Arguments {
             memory
         }
     }
-}
-
-/// What `fn_extra` points to if no argument's plaintexts are kept: of a look-up by an index, which makes one
-/// or two comparisons, and of most others.
-fn nothing_kept() -> *mut c_void {
-    static NOTHING: u8 = 0;
-    (&raw const NOTHING).cast_mut().cast()
 }
 
 /// Declares functions of operators for equality and inequality.

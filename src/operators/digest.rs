@@ -1,12 +1,10 @@
 //! `enc_digest`: a keyed digest of a plaintext, for unique indexes, generated columns and look-ups.
 
-use std::ffi::c_void;
-
 use keyring::digest::{Class, Digest, DigestInput, Form, MAX_DOMAIN_LEN};
 use pgrx::pg_sys;
 
 use super::side::{Base, Encrypted, Side};
-use super::{canonical_text, normal_form};
+use super::{canonical_text, normal_form, nothing_kept};
 use crate::access::Authority;
 use crate::catalog::Privilege;
 use crate::errors::Error;
@@ -151,13 +149,13 @@ fn once_if_constant(
     // SAFETY: fn_extra is this function's own, and null at first.
     let extra = unsafe { &mut (*flinfo).fn_extra };
     if extra.is_null() {
-        *extra = called_once();
+        *extra = nothing_kept();
         return make(call, digest);
     }
     let authority = Authority::now();
     let arguments = [0, 1, 2].map(|n| call.varlena(n).with_header());
     // SAFETY: what it points to otherwise was made below, in the context that it lives as long as.
-    let kept = (*extra != called_once()).then(|| unsafe { &mut *extra.cast::<Kept>() });
+    let kept = (*extra != nothing_kept()).then(|| unsafe { &mut *extra.cast::<Kept>() });
     if let Some(kept) = &kept
         && kept.authority == authority
         && kept.arguments() == arguments
@@ -174,7 +172,7 @@ fn once_if_constant(
             memory
         };
         if let Some(former) = kept {
-            *extra = called_once();
+            *extra = nothing_kept();
             former.arguments.iter().for_each(|&copy| pg_sys::pfree(copy.cast()));
             pg_sys::pfree(std::ptr::from_mut(former).cast());
         }
@@ -183,10 +181,4 @@ fn once_if_constant(
         *extra = kept.cast();
     }
     Ok(digest)
-}
-
-/// What `fn_extra` points to after the first call.
-fn called_once() -> *mut c_void {
-    static NOTHING: u8 = 0;
-    (&raw const NOTHING).cast_mut().cast()
 }

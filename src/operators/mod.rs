@@ -26,7 +26,7 @@ mod sort;
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 use envelope::Sealed;
 use keyring::digest::{Class, Digest, DigestInput, Form};
@@ -41,6 +41,13 @@ use crate::{keys, pg};
 /// Installs the hook that checks the use of indexes. Called once, when the library is loaded.
 pub(crate) fn register() {
     index_access::register();
+}
+
+/// What `fn_extra` points to once a function was called that keeps nothing for its next call, or not yet: a look-up
+/// by an index makes one or two.
+fn nothing_kept() -> *mut c_void {
+    static NOTHING: u8 = 0;
+    (&raw const NOTHING).cast_mut().cast()
 }
 
 /// What the base type of an encrypted type says of its values: which are equal, and in which order
