@@ -133,6 +133,12 @@ struct Slot {
 }
 
 impl Slot {
+    /// Whether values under this version, used with the rights of this role, are counted here.
+    #[inline]
+    fn is_of(&self, version: KeyVersion, key: &Rc<Key>, user: pg_sys::Oid) -> bool {
+        Rc::ptr_eq(&self.key, key) && (self.version, self.user) == (version, user)
+    }
+
     /// Whether the present statement has counted anything here.
     fn is_used(&self) -> bool {
         self.counts != [0; 3]
@@ -170,49 +176,55 @@ impl Usage {
     }
 
     /// Counts for another statement from now on.
+    #[inline(never)]
     pub(crate) fn begin(&mut self, statement: i64) {
         self.write();
         self.statement = statement;
     }
 
     /// Counts a value.
-    pub(crate) fn count(
-        &mut self,
-        key_id: KeyId,
-        version: KeyVersion,
-        key: &Rc<Key>,
-        purpose: Purpose,
-    ) {
+    #[inline]
+    pub(crate) fn count(&mut self, version: KeyVersion, key: &Rc<Key>, purpose: Purpose) {
         let user = pg::current_user();
-        let is_it = |slot: &Slot| {
-            (slot.key_id, slot.version, slot.user) == (key_id, version, user)
-                && Rc::ptr_eq(&slot.key, key)
-        };
-        if !self.slots.get(self.last).is_some_and(is_it) {
-            let (before, after) = self.slots.split_at(self.last.min(self.slots.len()));
-            let next = after.iter().position(is_it).map(|n| before.len() + n);
-            self.last = next.or_else(|| before.iter().position(is_it)).unwrap_or_else(|| {
-                self.slots.push(Slot {
-                    key_id,
-                    version,
-                    user,
-                    counts: [0; 3],
-                    id: key.version(version).map(|found| {
-                        statistics::VersionId::new(key_id, version, &found.check_value)
-                    }),
-                    key: Rc::clone(key),
-                    role: Rc::default(),
-                    query_id: None,
-                });
-                self.slots.len() - 1
-            });
+        if !self.slots.get(self.last).is_some_and(|slot| slot.is_of(version, key, user)) {
+            self.last = self.find_or_add(version, key, user);
         }
+        if !self.slots[self.last].is_used() {
+            self.begin_slot(user);
+        }
+        self.slots[self.last].counts[purpose as usize] += 1;
+    }
+
+    /// Notes whose values the last slot is about to count.
+    #[inline(never)]
+    fn begin_slot(&mut self, user: pg_sys::Oid) {
         let slot = &mut self.slots[self.last];
-        if !slot.is_used() {
-            slot.role = self.names.role(user);
-            slot.query_id = pg::query_id();
-        }
-        slot.counts[purpose as usize] += 1;
+        slot.role = self.names.role(user);
+        slot.query_id = pg::query_id();
+    }
+
+    /// The number of a slot that is not the last one.
+    #[inline(never)]
+    fn find_or_add(&mut self, version: KeyVersion, key: &Rc<Key>, user: pg_sys::Oid) -> usize {
+        let is_it = |slot: &Slot| slot.is_of(version, key, user);
+        let (before, after) = self.slots.split_at(self.last.min(self.slots.len()));
+        let next = after.iter().position(is_it).map(|n| before.len() + n);
+        next.or_else(|| before.iter().position(is_it)).unwrap_or_else(|| {
+            let key_id = key.name.id();
+            self.slots.push(Slot {
+                key_id,
+                version,
+                user,
+                counts: [0; 3],
+                id: key
+                    .version(version)
+                    .map(|found| statistics::VersionId::new(key_id, version, &found.check_value)),
+                key: Rc::clone(key),
+                role: Rc::default(),
+                query_id: None,
+            });
+            self.slots.len() - 1
+        })
     }
 
     /// Counts an attempt without a privilege, and tells the server log, but not of each.

@@ -50,9 +50,10 @@ pub(crate) use sql_function;
 ///
 /// `fcinfo` is the one PostgreSQL passed, and no Rust value with a destructor is alive in the
 /// frames between PostgreSQL and this one.
+#[inline]
 pub(crate) unsafe fn run(
     fcinfo: pg_sys::FunctionCallInfo,
-    body: fn(&mut Call) -> Result<pg_sys::Datum, Error>,
+    body: impl FnOnce(&mut Call) -> Result<pg_sys::Datum, Error>,
 ) -> pg_sys::Datum {
     // SAFETY: by this function's own contract; the closure's result is plain data.
     let outcome = unsafe {
@@ -213,6 +214,7 @@ impl Call {
     }
 
     /// Argument `n`, counted from 0, or `None` if it is null.
+    #[inline]
     pub(crate) fn nullable(&self, n: usize) -> Option<pg_sys::Datum> {
         debug_assert!(n < self.argument_count());
         // SAFETY: SQL declares at least n + 1 arguments, and fcinfo is valid during the call.
@@ -243,6 +245,7 @@ impl Call {
     }
 
     /// Argument `n` of a function that takes no nulls (it is STRICT, or has refused them).
+    #[inline]
     pub(crate) fn datum(&self, n: usize) -> pg_sys::Datum {
         self.nullable(n).unwrap_or(pg_sys::Datum::from(0usize))
     }
@@ -281,6 +284,7 @@ impl Call {
     }
 
     /// Argument `n`, of a variable-length type, of a function that takes no nulls: detoasted if need be.
+    #[inline]
     pub(crate) fn varlena(&self, n: usize) -> Varlena {
         // SAFETY: SQL declares the argument with a varlena type.
         unsafe { Varlena::detoast(self.datum(n)) }
@@ -315,6 +319,7 @@ impl Call {
     }
 
     /// The collation that applies to the call.
+    #[inline]
     pub(crate) fn collation(&self) -> pg_sys::Oid {
         // SAFETY: fcinfo is valid for the duration of the call.
         unsafe { (*self.fcinfo).fncollation }

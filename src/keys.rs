@@ -183,11 +183,17 @@ thread_local! {
 fn with_backend<T, E>(body: impl FnOnce(&mut Backend) -> Result<T, E>) -> Result<T, E> {
     BACKEND.with_borrow_mut(|backend| {
         let process_id = session::process_id();
-        if backend.as_ref().is_some_and(|backend| backend.process_id != process_id) {
-            *backend = None;
+        if backend.as_ref().is_none_or(|backend| backend.process_id != process_id) {
+            begin(backend, process_id);
         }
-        body(backend.get_or_insert_with(|| Backend::new(process_id)))
+        body(backend.as_mut().expect("it was begun"))
     })
+}
+
+#[inline(never)]
+fn begin(backend: &mut Option<Backend>, process_id: u32) {
+    *backend = None;
+    *backend = Some(Backend::new(process_id));
 }
 
 /// The cipher for one new value, and what goes into its header.
@@ -225,7 +231,7 @@ pub(crate) fn encrypting<T>(
         let mask = held.is_masked().then_some(&key.mask);
         let encrypting = Encrypting { name: &cached.name, version: *version, nonce, mask, cipher };
         let result = body(encrypting)?;
-        backend.usage.count(key_id, *version, key, Purpose::Encrypted);
+        backend.usage.count(*version, key, Purpose::Encrypted);
         Ok(result)
     })
 }
@@ -252,7 +258,7 @@ pub(crate) fn decrypting<T>(
         if let Some(started) = started {
             statistics::add_decrypt_time(started.elapsed());
         }
-        backend.usage.count(key_id, version, key, Purpose::of(privilege));
+        backend.usage.count(version, key, Purpose::of(privilege));
         Ok(result)
     })
 }
@@ -502,16 +508,18 @@ impl Backend {
         let found = self.in_use.find(statement, Authority::now(), is_active);
         match found.filter(|&n| self.in_use.versions[n].held.has(Privilege::Encrypt)) {
             Some(n) => Ok(self.hit(n)),
-            None => {
-                let Authorized { key, held, authority } =
-                    self.authorized(key_id, Some(Privilege::Encrypt))?;
-                let active = key.active_version();
-                let version = active
-                    .ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?
-                    .number;
-                self.open_for_use(key, held, authority, version)
-            }
+            None => self.look_up_active(key_id),
         }
+    }
+
+    #[inline(never)]
+    fn look_up_active(&mut self, key_id: KeyId) -> Result<usize, Box<Error>> {
+        let Authorized { key, held, authority } =
+            self.authorized(key_id, Some(Privilege::Encrypt))?;
+        let active = key.active_version();
+        let version =
+            active.ok_or_else(|| Error::KeyWithoutActiveVersion { key: key.name.clone() })?.number;
+        self.open_for_use(key, held, authority, version)
     }
 
     /// The number in `in_use` of a version that may decrypt, if the current user has `privilege`, if any,
@@ -531,11 +539,19 @@ impl Backend {
         };
         match found.filter(may) {
             Some(n) => Ok(self.hit(n)),
-            None => {
-                let Authorized { key, held, authority } = self.authorized(key_id, privilege)?;
-                self.open_for_use(key, held, authority, version)
-            }
+            None => self.look_up_version(key_id, version, privilege),
         }
+    }
+
+    #[inline(never)]
+    fn look_up_version(
+        &mut self,
+        key_id: KeyId,
+        version: KeyVersion,
+        privilege: Option<Privilege>,
+    ) -> Result<usize, Box<Error>> {
+        let Authorized { key, held, authority } = self.authorized(key_id, privilege)?;
+        self.open_for_use(key, held, authority, version)
     }
 
     fn hit(&mut self, n: usize) -> usize {
@@ -862,13 +878,16 @@ fn cipher<'a>(
     cached: &CachedKey<Opened>,
     salt: &[u8; envelope::SALT_LEN],
 ) -> &'a ValueCipher {
-    let cipher = derived.get_or_derive(cached.name.id(), cached.version, salt, || {
-        Ok::<_, Infallible>(Secret::new(cached.value.material.values.derive(salt)))
-    });
-    match cipher {
+    let derive = || Ok::<_, Infallible>(derive(cached, salt));
+    match derived.get_or_derive(cached.name.id(), cached.version, salt, derive) {
         Ok(cipher) => cipher,
         Err(never) => match never {},
     }
+}
+
+#[inline(never)]
+fn derive(cached: &CachedKey<Opened>, salt: &[u8; envelope::SALT_LEN]) -> Secret<ValueCipher> {
+    Secret::new(cached.value.material.values.derive(salt))
 }
 
 /// How long a key may be used while its provider is out of reach.

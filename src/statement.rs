@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 
 use crate::fmgr::run_callback;
-use crate::{audit, log_redaction, pg};
+use crate::{audit, log_redaction, operators, pg};
 
 /// Installs the hooks. Called once, when the library is loaded.
 pub(crate) fn register() {
@@ -211,6 +211,7 @@ unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {
         }
         if leave(address_of(&local)) && is_over {
             audit::statement_ends();
+            operators::statement_ends();
         }
     }
 }
@@ -269,6 +270,7 @@ unsafe extern "C-unwind" fn process_utility(
         }
         if leave(frame) && is_over {
             audit::statement_ends();
+            operators::statement_ends();
         }
     }
 }

@@ -25,13 +25,25 @@ impl Varlena {
     /// # Safety
     ///
     /// `datum` is a non-null value of a variable-length type and outlives what is returned.
+    #[inline]
     pub(crate) unsafe fn detoast(datum: pg_sys::Datum) -> Self {
-        let value = datum.cast_mut_ptr::<pg_sys::varlena>();
-        if !Self::is_toasted(datum) {
-            return Self(value);
+        match Self::is_toasted(datum) {
+            false => Self(datum.cast_mut_ptr()),
+            // SAFETY: the caller's promise.
+            true => unsafe { Self::fetched(datum) },
         }
+    }
+
+    // Not inlined, and so are other rare steps of what is done for every value: the frame and the registers that
+    // they need would be set up for each.
+
+    /// # Safety
+    ///
+    /// As for [`Varlena::detoast`].
+    #[inline(never)]
+    unsafe fn fetched(datum: pg_sys::Datum) -> Self {
         // SAFETY: the caller's promise.
-        Self(unsafe { pg_sys::pg_detoast_datum_packed(value) })
+        Self(unsafe { pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()) })
     }
 
     /// The first `len` bytes of the value that `datum` points to, or all if it has fewer. Of a
@@ -56,6 +68,7 @@ impl Varlena {
     }
 
     /// Whether the value that `datum` points to is compressed, or stored elsewhere.
+    #[inline]
     pub(crate) fn is_toasted(datum: pg_sys::Datum) -> bool {
         let value = datum.cast_mut_ptr::<pg_sys::varlena>();
         // SAFETY: callers pass non-null values of a variable-length type.
@@ -69,6 +82,7 @@ impl Varlena {
     }
 
     /// The value's bytes.
+    #[inline]
     pub(crate) fn bytes<'a>(self) -> &'a [u8] {
         // SAFETY: the value is neither compressed nor external, so its header tells its length;
         // it lives as long as the call or the memory context it was made in, which outlives
@@ -77,11 +91,13 @@ impl Varlena {
     }
 
     /// The value as PostgreSQL passes it around.
+    #[inline]
     pub(crate) fn datum(self) -> pg_sys::Datum {
         pg_sys::Datum::from(self.0)
     }
 
     /// Whether detoasting made a copy of the value that `original` points to.
+    #[inline]
     pub(crate) fn is_copy_of(self, original: pg_sys::Datum) -> bool {
         self.0 != original.cast_mut_ptr()
     }
@@ -114,6 +130,7 @@ impl Varlena {
 
     /// Frees the value if it is not the one that `original` points to, that is, if detoasting
     /// made a copy (`PG_FREE_IF_COPY`).
+    #[inline]
     pub(crate) fn free_if_copy(self, original: pg_sys::Datum) {
         if self.is_copy_of(original) {
             self.free();

@@ -10,7 +10,7 @@
 //! | `digest_index.rs` | `column = value` as a condition on an index on digests |
 //! | `index_access.rs` | the privilege that scanning an index needs |
 //! | `analyze.rs` | statistics, which keep no values |
-//! | `side.rs`, `plaintexts.rs` | the arguments of an operator, and those that stay the same |
+//! | `side.rs`, `plaintexts.rs`, `last_hashed.rs` | the arguments of an operator, those that stay the same, and the one that was hashed last |
 
 mod analyze;
 mod comparison;
@@ -18,6 +18,7 @@ mod digest;
 mod digest_index;
 mod hash;
 mod index_access;
+mod last_hashed;
 mod normal_form;
 mod ordered_index;
 mod plaintexts;
@@ -38,9 +39,16 @@ use crate::types::{EncryptedBytea, EncryptedText, EncryptedType, encoding};
 use crate::varlena::Varlena;
 use crate::{keys, pg};
 
-/// Installs the hook that checks the use of indexes. Called once, when the library is loaded.
+/// Installs the hook that checks the use of indexes, and registers for the end of transactions. Called once, when
+/// the library is loaded.
 pub(crate) fn register() {
     index_access::register();
+    last_hashed::register();
+}
+
+/// Takes notice that a statement of the client's has ended.
+pub(crate) fn statement_ends() {
+    last_hashed::forget();
 }
 
 /// What `fn_extra` points to once a function was called that keeps nothing for its next call, or not yet: a look-up
@@ -187,6 +195,7 @@ const DEFAULT_COLLATION: pg_sys::Oid = pg_sys::Oid::from_u32(100);
 
 /// Whether texts are equal under a collation only if their bytes are. `false` if it is unknown:
 /// PostgreSQL's own functions then raise the error.
+#[inline]
 fn is_deterministic(collation: pg_sys::Oid) -> bool {
     match collation {
         // A database's own collation is always deterministic.

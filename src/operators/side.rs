@@ -7,7 +7,7 @@ use keyring::digest::Digest;
 use pgrx::pg_sys;
 
 use super::plaintexts::{Plaintext, Plaintexts, decrypt};
-use super::{Comparable, digest};
+use super::{Comparable, digest, last_hashed};
 use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::Call;
@@ -124,7 +124,13 @@ impl<T: EncryptedType> Side for Encrypted<T> {
         body: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, Box<Error>> {
         let Some(kept) = kept else {
-            return T::with_base(&argument.sealed, Some(privilege), body);
+            // What was hashed was decrypted with `compare`.
+            let is_kept = privilege == Privilege::Compare && T::is_stored_as_base(&argument.sealed);
+            return match is_kept {
+                true => last_hashed::with(argument.stored.bytes(), body)
+                    .or_else(|body| T::with_base(&argument.sealed, Some(privilege), body)),
+                false => T::with_base(&argument.sealed, Some(privilege), body),
+            };
         };
         let plaintext = kept.find_or_decrypt::<T>(argument.stored, privilege)?;
         let result = body(plaintext.base.bytes());
@@ -138,8 +144,10 @@ impl<T: EncryptedType> Side for Encrypted<T> {
         collation: pg_sys::Oid,
     ) -> Result<Digest, Box<Error>> {
         if let Some(class) = C::class_of(&argument.sealed, collation) {
-            let privilege = Some(privilege);
-            return C::with_base(&argument.sealed, privilege, |bytes| digest(class, bytes))?;
+            return C::with_base(&argument.sealed, Some(privilege), |bytes| {
+                last_hashed::remember(argument.stored.bytes(), bytes);
+                digest(class, bytes)
+            })?;
         }
         digest_of_plaintext::<C>(Self::plaintext(argument, privilege, None)?, collation)
     }

@@ -52,8 +52,8 @@ pub(crate) fn from_plaintext(
     let bytes = plaintext.bytes();
     match kind {
         PlaintextKind::Text => {
-            let text = check_utf8(bytes)?;
-            if encoding == UTF8 || encoding == SQL_ASCII || text.is_ascii() {
+            check_utf8(bytes)?;
+            if encoding == UTF8 || encoding == SQL_ASCII || bytes.is_ascii() {
                 return Ok(plaintext);
             }
             let converted = convert(bytes, UTF8, encoding)
@@ -91,11 +91,22 @@ pub(crate) fn is_that_of_client() -> bool {
 /// # Errors
 ///
 /// If it isn't one, or isn't one of PostgreSQL's: it has a NUL in it.
-pub(crate) fn check_utf8(plaintext: &[u8]) -> Result<&str, Box<Error>> {
-    match std::str::from_utf8(plaintext) {
-        Ok(text) if !has_nul(plaintext) => Ok(text),
-        _ => Err(Error::TextInvalid.into()),
+#[inline]
+pub(crate) fn check_utf8(plaintext: &[u8]) -> Result<(), Box<Error>> {
+    match is_ascii_without_nul(plaintext) || is_utf8_without_nul(plaintext) {
+        true => Ok(()),
+        false => Err(Error::TextInvalid.into()),
     }
+}
+
+/// Looks at all bytes, several at a time: most texts are short, and nothing else.
+#[inline]
+fn is_ascii_without_nul(text: &[u8]) -> bool {
+    text.iter().fold(true, |so_far, &byte| so_far & (byte.cast_signed() > 0))
+}
+
+fn is_utf8_without_nul(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok() && !has_nul(text)
 }
 
 /// Looks at all bytes, several at a time: most texts are short, and none has one.

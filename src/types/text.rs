@@ -38,7 +38,7 @@ impl EncryptedType for EncryptedText {
 
     #[inline]
     fn check_base(plaintext: &[u8]) -> Result<(), Box<Error>> {
-        encoding::check_utf8(plaintext).map(drop)
+        encoding::check_utf8(plaintext)
     }
 }
 

@@ -134,6 +134,14 @@ SELECT reveal(1);
 SELECT v FROM secrets_view;
 RESET ROLE;
 
+-- What was hashed with the rights of another is not compared with these.
+CREATE FUNCTION hashed(integer) RETURNS boolean LANGUAGE sql SECURITY DEFINER AS
+    'SELECT encrypted_text_hash(v) IS NOT NULL FROM secrets WHERE id = $1';
+SELECT hashed(id), v = 'one' FROM secrets WHERE id = 1;
+SET ROLE regress_nobody;
+SELECT hashed(id), v = 'one' FROM secrets WHERE id = 1;
+RESET ROLE;
+
 -- A plan made for one role and run by another.
 PREPARE peek AS SELECT v FROM secrets WHERE id = 1;
 EXECUTE peek;
@@ -143,5 +151,5 @@ RESET ROLE;
 DEALLOCATE peek;
 REVOKE EXECUTE ON FUNCTION enc_create_key FROM regress_nobody;
 DROP VIEW secrets_view;
-DROP FUNCTION reveal;
+DROP FUNCTION reveal, hashed;
 DROP TABLE secrets;

@@ -43,6 +43,7 @@ impl<P: Deref<Target = ValueCipher>> DerivedCiphers<P> {
     /// # Errors
     ///
     /// Those of `derive`, which leave the cache as it was.
+    #[inline]
     pub fn get_or_derive<E>(
         &mut self,
         key_id: KeyId,
@@ -54,8 +55,9 @@ impl<P: Deref<Target = ValueCipher>> DerivedCiphers<P> {
         // A scan mostly meets the values of one writer in a row.
         if !self.sets[self.last_used].newest_is(&label) {
             self.last_used = label.index(self.sets.len());
+            self.sets[self.last_used].find_or_insert(label, derive)?;
         }
-        self.sets[self.last_used].get_or_insert(label, derive)
+        Ok(self.sets[self.last_used].newest().expect("it was found or inserted"))
     }
 
     /// Drops the ciphers of one key version.
@@ -128,15 +130,23 @@ impl<P> Set<P> {
         Self([const { None }; WAYS])
     }
 
+    #[inline]
     fn newest_is(&self, label: &Label) -> bool {
         self.0[0].as_ref().is_some_and(|(newest, _)| newest == label)
     }
 
-    fn get_or_insert<E>(
+    #[inline]
+    fn newest(&self) -> Option<&P> {
+        self.0[0].as_ref().map(|(_, cipher)| cipher)
+    }
+
+    /// Makes the cipher of this label the newest one.
+    #[inline(never)]
+    fn find_or_insert<E>(
         &mut self,
         label: Label,
         derive: impl FnOnce() -> Result<P, E>,
-    ) -> Result<&P, E> {
+    ) -> Result<(), E> {
         match self.position(&label) {
             Some(position) => self.0[..=position].rotate_right(1),
             None => {
@@ -146,8 +156,7 @@ impl<P> Set<P> {
                 self.0[0] = Some((label, cipher));
             }
         }
-        let (_, cipher) = self.0[0].as_ref().expect("it was found or inserted");
-        Ok(cipher)
+        Ok(())
     }
 
     fn position(&self, label: &Label) -> Option<usize> {
