@@ -34,7 +34,7 @@ fn equal<T: Comparable, L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error
 /// value that was altered is never unequal, but an error.
 fn equal_bytes<L: Side, R: Side>(call: &Call) -> Result<bool, Box<Error>> {
     const PRIVILEGE: Privilege = Privilege::Compare;
-    if L::IS_ENCRYPTED && R::IS_ENCRYPTED && are_identical(call, PRIVILEGE)? {
+    if may_be_identical::<L, R>(call) && are_identical(call, PRIVILEGE)? {
         return Ok(true);
     }
     let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
@@ -62,7 +62,7 @@ fn compare<L: Side, R: Side, O>(
     same: O,
     body: impl FnOnce(Varlena, Varlena) -> O,
 ) -> Result<O, Box<Error>> {
-    if L::IS_ENCRYPTED && R::IS_ENCRYPTED && are_identical(call, privilege)? {
+    if may_be_identical::<L, R>(call) && are_identical(call, privilege)? {
         return Ok(same);
     }
     let (left, right) = (L::argument(call, 0)?, R::argument(call, 1)?);
@@ -74,6 +74,15 @@ fn compare<L: Side, R: Side, O>(
     L::free(left);
     R::free(right);
     Ok(result)
+}
+
+/// Whether it is worth a look. A constant was encrypted for itself, and no value in a table is the same; but
+/// parameters may be the fields of a row before and after an update.
+#[inline]
+fn may_be_identical<L: Side, R: Side>(call: &Call) -> bool {
+    let has_constant =
+        || arguments::<L, R>(call).is_some_and(|arguments| arguments.is_one_constant);
+    L::IS_ENCRYPTED && R::IS_ENCRYPTED && !has_constant()
 }
 
 /// Whether the arguments are the same ciphertext, of a key that the current user has `privilege` on. A worker
@@ -105,7 +114,25 @@ const KEPT_BYTES: usize = 1 << 20;
 /// The plaintexts that are kept of argument `n`, if it is encrypted and stays the same from row to row: a
 /// constant, a parameter, or both arguments of a comparison with an array's elements, in which one value is
 /// compared with many and many rows with the same ones.
+#[inline]
 fn kept<L: Side, R: Side>(call: &Call, n: usize) -> Option<&'static mut Plaintexts> {
+    let arguments = arguments::<L, R>(call)?;
+    if !arguments.is_kept[n] {
+        return None;
+    }
+    let plaintexts = &mut arguments.plaintexts[n];
+    // SAFETY: the function's context lives as long as its fn_extra, where the arguments are.
+    unsafe {
+        if plaintexts.is_null() {
+            *plaintexts = Plaintexts::new((*(*call.fcinfo()).flinfo).fn_mcxt, KEPT, KEPT_BYTES);
+        }
+        Some(&mut **plaintexts)
+    }
+}
+
+/// What the function keeps of its arguments, if anything is kept of one of them.
+#[inline]
+fn arguments<L: Side, R: Side>(call: &Call) -> Option<&'static mut Arguments> {
     // SAFETY: what PostgreSQL passes is valid during the call; fn_extra is this function's own, lives
     // as long as the context fn_mcxt, and is null at first.
     unsafe {
@@ -116,25 +143,18 @@ fn kept<L: Side, R: Side>(call: &Call, n: usize) -> Option<&'static mut Plaintex
         if (*flinfo).fn_extra.is_null() {
             (*flinfo).fn_extra = Arguments::to_keep([L::IS_ENCRYPTED, R::IS_ENCRYPTED], flinfo);
         }
-        let extra = (*flinfo).fn_extra;
-        if extra == nothing_kept() {
-            return None;
+        match (*flinfo).fn_extra {
+            extra if extra == nothing_kept() => None,
+            extra => Some(&mut *extra.cast::<Arguments>()),
         }
-        let arguments = &mut *extra.cast::<Arguments>();
-        if !arguments.is_kept[n] {
-            return None;
-        }
-        let plaintexts = &mut arguments.plaintexts[n];
-        if plaintexts.is_null() {
-            *plaintexts = Plaintexts::new((*flinfo).fn_mcxt, KEPT, KEPT_BYTES);
-        }
-        Some(&mut **plaintexts)
     }
 }
 
 /// What a comparison keeps between its calls. Plain data, in PostgreSQL's memory.
 #[repr(C)]
 struct Arguments {
+    /// Whether one of them is written in the query.
+    is_one_constant: bool,
     is_kept: [bool; 2],
     plaintexts: [*mut Plaintexts; 2],
 }
@@ -145,6 +165,7 @@ impl Arguments {
     /// # Safety
     ///
     /// `flinfo` is what PostgreSQL calls with.
+    #[inline(never)]
     unsafe fn to_keep(is_encrypted: [bool; 2], flinfo: *mut pg_sys::FmgrInfo) -> *mut c_void {
         // SAFETY: the caller's promise; the expression of a call is a node, or null. The memory has room for
         // what is written to it.
@@ -158,9 +179,32 @@ impl Arguments {
                 return nothing_kept();
             }
             let memory = pg_sys::MemoryContextAlloc((*flinfo).fn_mcxt, size_of::<Self>());
-            memory.cast::<Self>().write(Self { is_kept, plaintexts: [std::ptr::null_mut(); 2] });
+            memory.cast::<Self>().write(Self {
+                is_one_constant: has_constant(expression),
+                is_kept,
+                plaintexts: [std::ptr::null_mut(); 2],
+            });
             memory
         }
+    }
+}
+
+/// Whether an argument of an operator is a constant.
+///
+/// # Safety
+///
+/// `expression` is a node, or null.
+unsafe fn has_constant(expression: *const pg_sys::Node) -> bool {
+    // SAFETY: the caller's promise; an operator has two arguments.
+    unsafe {
+        if expression.is_null() || (*expression).type_ != pg_sys::NodeTag::T_OpExpr {
+            return false;
+        }
+        let arguments = (*expression.cast::<pg_sys::OpExpr>()).args;
+        [0, 1].into_iter().any(|n| {
+            let argument = pg_sys::list_nth(arguments, n).cast::<pg_sys::Node>();
+            (*argument).type_ == pg_sys::NodeTag::T_Const
+        })
     }
 }
 
