@@ -16,7 +16,7 @@ use crate::varlena::Varlena;
 /// left undone when an error passes over it, or its memory context goes.
 ///
 /// Each value has one slot that it can be in, which the end of its nonce chooses: nonces of one
-/// session count up, so its values fall into different ones.
+/// session count up, and such numbers fall into different ones.
 #[repr(C)]
 pub(super) struct Plaintexts {
     /// What is in `slots` lives here.
@@ -196,11 +196,16 @@ impl Plaintexts {
         Ok(Plaintext { base, is_own: false })
     }
 
-    /// The end of the nonce, or any slot for what is too short to be a value: its bytes are compared.
+    /// By the end of the nonce, multiplied as in Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4):
+    /// the first bits of the product are the slot. What is too short to be a value has any slot: its bytes are
+    /// compared.
+    #[inline]
     fn slot_of(&self, value: &[u8]) -> usize {
         const END: usize = envelope::HEADER_LEN;
+        const GOLDEN_RATIO: u32 = 0x9e37_79b1;
         let tail = value.get(END - 4..END).and_then(|tail| tail.try_into().ok());
-        u32::from_be_bytes(tail.unwrap_or_default()) as usize & self.mask
+        let product = u32::from_be_bytes(tail.unwrap_or_default()).wrapping_mul(GOLDEN_RATIO);
+        ((u64::from(product) * (self.mask as u64 + 1)) >> u32::BITS) as usize
     }
 
     fn insert(&mut self, slot: usize, value: &[u8], plaintext: Varlena) -> Varlena {

@@ -4,12 +4,12 @@
 //! A sort asks once a value for an *abbreviated key* and compares these, and then, where they are
 //! equal, the values. Here the abbreviated key is the whole plaintext: a pointer to it, the same one for
 //! equal plaintexts, since PostgreSQL takes values with different abbreviated keys for different.
-//! Plaintexts are kept for as long as `work_mem` has room for them; values for which there was none, and
-//! those that are read back from a temporary file, are decrypted when they are compared, and kept as
-//! long as there is room.
+//! Plaintexts are kept for as long as the values that they belong to are in memory, and there is room in another
+//! `work_mem`; values for which there was none, and those that are read back from a temporary file, are decrypted
+//! when they are compared, and kept as long as there is room.
 
 use std::cmp::Ordering;
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int, c_void};
 
 use pgrx::{pg_sys, varlena};
 
@@ -42,6 +42,8 @@ sql_function! {
 struct Kept {
     /// What abbreviated keys point to.
     abbreviated: Interned,
+    /// Whether the values that have these keys are gone from memory.
+    are_values_gone: bool,
     /// Those of values that are compared without.
     others: *mut Plaintexts,
     /// How PostgreSQL sorts values of the base type.
@@ -77,7 +79,7 @@ fn set_up<T: Comparable>(sort: pg_sys::SortSupport) {
             ..Default::default()
         };
         T::sort_base(&mut base);
-        kept.write(Kept { abbreviated, others, base });
+        kept.write(Kept { abbreviated, are_values_gone: false, others, base });
         (*sort).ssup_extra = kept.cast();
         (*sort).comparator = Some(compare::<T>);
         // Under another collation equal values have different plaintexts.
@@ -86,7 +88,62 @@ fn set_up<T: Comparable>(sort: pg_sys::SortSupport) {
             (*sort).comparator = Some(compare_abbreviated);
             (*sort).abbrev_converter = Some(abbreviate::<T>);
             (*sort).abbrev_abort = Some(never_abort);
+            watch_values(sort, &raw mut (*kept).are_values_gone);
         }
+    }
+}
+
+/// Has `are_gone` set when the values that a sort has in memory are freed. A sort that is too large for it sorts
+/// as many values as there is room for, writes them to a file, frees them all and goes on
+/// (`src/backend/utils/sort/tuplesort.c`, `dumptuples`): it compares their abbreviated keys no more.
+///
+/// The values are in a memory context of their own. If it is not where it is looked for, `are_gone` is never set.
+///
+/// # Safety
+///
+/// `sort` is one that PostgreSQL is about to begin or has begun, and `are_gone` lives as long as its context.
+unsafe fn watch_values(sort: pg_sys::SortSupport, are_gone: *mut bool) {
+    // SAFETY: the caller's promise. A context is deleted after those below it, whose callbacks are called: the flag
+    // is still there. The callback's record lives in the context that it is registered for.
+    unsafe {
+        let values = child_named((*sort).ssup_cxt, c"TupleSort sort")
+            .and_then(|sorting| child_named(sorting, c"Caller tuples"));
+        if let Some(values) = values {
+            let size = size_of::<pg_sys::MemoryContextCallback>();
+            let callback =
+                pg_sys::MemoryContextAlloc(values, size).cast::<pg_sys::MemoryContextCallback>();
+            callback.write(pg_sys::MemoryContextCallback {
+                func: Some(values_are_gone),
+                arg: are_gone.cast(),
+                next: std::ptr::null_mut(),
+            });
+            pg_sys::MemoryContextRegisterResetCallback(values, callback);
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn values_are_gone(are_gone: *mut c_void) {
+    // SAFETY: what `watch_values` was given. Nothing else is touched: the other contexts of the sort may be gone.
+    unsafe { are_gone.cast::<bool>().write(true) };
+}
+
+/// # Safety
+///
+/// `context` is a live memory context.
+unsafe fn child_named(
+    context: pg_sys::MemoryContext,
+    name: &CStr,
+) -> Option<pg_sys::MemoryContext> {
+    // SAFETY: the caller's promise; a context's children are a list, and have names.
+    unsafe {
+        let mut child = (*context).firstchild;
+        while !child.is_null() {
+            if CStr::from_ptr((*child).name) == name {
+                return Some(child);
+            }
+            child = (*child).nextchild;
+        }
+        None
     }
 }
 
@@ -100,6 +157,11 @@ unsafe extern "C-unwind" fn abbreviate<T: Comparable>(
     unsafe {
         run_callback(|| {
             let kept = &mut *(*sort).ssup_extra.cast::<Kept>();
+            if kept.are_values_gone {
+                kept.abbreviated.clear();
+                kept.are_values_gone = false;
+                watch_values(sort, &raw mut kept.are_values_gone);
+            }
             let stored = Varlena::detoast(value);
             let interned = T::with_base(&parse(stored)?, Some(Privilege::Decrypt), |bytes| {
                 kept.abbreviated.intern(bytes)
@@ -195,12 +257,12 @@ impl Interned {
     }
 
     /// A value of the base type with these bytes, or null if it has none and there is no room: the same for
-    /// equal values, from the first call to the last.
+    /// equal values, until all are dropped.
     fn intern(&mut self, value: &[u8]) -> *mut u8 {
         let slot = self.find(value);
         // SAFETY: `find` returns the number of a slot.
         let found = unsafe { *self.slots.add(slot) };
-        // Full once, full for good: a value that found no room finds none later.
+        // Full once, full until then: a value that found no room finds none later.
         if !found.is_null() || self.used_bytes >= self.limit_bytes {
             return found;
         }
@@ -220,6 +282,18 @@ impl Interned {
             self.grow();
         }
         copy
+    }
+
+    /// Drops all copies.
+    fn clear(&mut self) {
+        // SAFETY: the caller says that nothing refers to the copies; the slots are in the same context, and made
+        // anew.
+        unsafe {
+            pg_sys::MemoryContextReset(self.context);
+            self.slots = empty_slots(self.context, self.mask + 1);
+        }
+        self.count = 0;
+        self.used_bytes = 0;
     }
 
     /// The slot that a value is in, or would be.

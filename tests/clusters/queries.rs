@@ -265,6 +265,45 @@ fn parallel_plans_answer_the_same() {
     assert_eq!(session.text(lookup), "8");
 }
 
+#[test]
+fn sorts_larger_than_work_mem_decrypt_few_values_twice() {
+    const ROWS: i64 = 50_000;
+    let Some(cluster) = start("sorts_larger_than_work_mem_decrypt_few_values_twice") else {
+        return;
+    };
+    let mut session = connect(&cluster);
+    session.run(&format!(
+        "SELECT enc_create_key('k');
+         CREATE TABLE t (g integer, v encrypted_text('k'), plain text);
+         INSERT INTO t SELECT n % 3, {ADDRESS}, {ADDRESS} FROM
+             (SELECT i * 7919 % 40000 AS n FROM generate_series(1, {ROWS}) AS i) AS numbers;
+         CREATE INDEX t_g ON t (g);
+         ANALYZE t;
+         SET work_mem = '2MB'; SET max_parallel_workers_per_gather = 0"
+    ));
+    // Once when it is sorted in memory, once when it is merged with others from files. After the first group of an
+    // incremental sort that doesn't fit, PostgreSQL asks for no abbreviated keys any more.
+    for (order, node, most) in [
+        ("v", "Sort", ROWS * 21 / 10),
+        ("v DESC", "Sort", ROWS * 21 / 10),
+        ("g, v", "Incremental Sort", ROWS * 27 / 10),
+    ] {
+        // Of the other ways to an order of groups none is to be taken.
+        session.run(&format!("SET enable_sort = {}", node == "Sort"));
+        let sorted = format!("SELECT v FROM t ORDER BY {order}");
+        assert_plan(&mut session, &sorted, &[node]);
+        let expected = format!("SELECT plain FROM t ORDER BY {}", order.replace('v', "plain"));
+        assert!(session.texts(&sorted) == session.texts(&expected), "{sorted} is in another order");
+
+        let decrypted = "SELECT decrypted FROM enc_stat WHERE scope = 'backend'";
+        let earlier: i64 = session.value(decrypted);
+        // Sorted, and not shown.
+        assert!(session.texts(&format!("{sorted} OFFSET {ROWS}")).is_empty());
+        let decryptions = session.value::<i64>(decrypted) - earlier;
+        assert!((ROWS..most).contains(&decryptions), "{sorted}: {decryptions} decryptions");
+    }
+}
+
 /// The bytes of a relation's files, of all forks and segments.
 fn files(cluster: &Cluster, relation: &str) -> Vec<u8> {
     let path = connect(cluster).text(&format!("SELECT pg_relation_filepath('{relation}')"));
