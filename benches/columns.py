@@ -4,6 +4,7 @@ import sys
 
 from cluster import EXTENSION, ONE_PROCESS, QUIET, Cluster
 from measuring import Side, statement
+from rows import ROWS
 
 # Values that pgbench can make: numbers of 19 digits.
 FIRST_NUMBER = 10 ** 18
@@ -48,9 +49,10 @@ def measure(bench):
         cluster.psql("DROP TABLE copied_sealed, copied_plain, copied_wide")
 
         for row, sql, before, plan in QUERIES:
-            bench.measure(row, *(
-                statement(cluster, sql.format(table=table, rows=bench.rows), *before, plan=plan)
-                for table in ("sealed", "plain")))
+            sealed, plain, wide = (
+                statement(cluster, sql.format(table=table, rows=bench.rows), *before, plan=plan) if table else None
+                for table in ("sealed", "plain", "wide" if f"{row}_wide" in ROWS else None))
+            bench.measure(row, sealed, plain, wide=wide)
 
         measure_index(bench, cluster, "hash", sealed="USING hash (v)", plain="USING hash (v)")
         measure_index(bench, cluster, "digest", sealed="(enc_digest(v))", plain="(v)")
@@ -65,6 +67,7 @@ def make_tables(cluster, rows):
             SELECT i AS id, md5((i % ({rows} * 9 / 10))::text) AS v FROM generate_series(1, {rows}) AS i;
         CREATE TABLE sealed (id integer, v encrypted_text('bench'));
         INSERT INTO sealed SELECT id, v FROM plain;
+        CREATE TABLE wide AS SELECT id, rpad(v, 82, v) AS v FROM plain;
         CREATE TABLE other_plain AS SELECT id, v FROM plain;
         CREATE TABLE other_sealed (id integer, v encrypted_text('bench'));
         INSERT INTO other_sealed SELECT id, v FROM plain;
@@ -80,7 +83,7 @@ def make_tables(cluster, rows):
         INSERT INTO number_sealed SELECT id, v FROM number_plain;
         COPY plain (v) TO '{cluster.folder}/values.plain';
         COPY plain (v) TO '{cluster.folder}/values.sealed';
-        COPY (SELECT rpad(v, 82, v) FROM plain) TO '{cluster.folder}/values.wide';
+        COPY wide (v) TO '{cluster.folder}/values.wide';
         VACUUM (FREEZE, ANALYZE);
         CHECKPOINT;
     """)

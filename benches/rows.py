@@ -74,6 +74,7 @@ ROWS = {
     "order_by_4mb": Row("ORDER BY, work_mem 4 MB", TEXT, pairs=3),
     "distinct_4mb": Row("DISTINCT, work_mem 4 MB", TEXT, pairs=3),
     "copy_in_wide": Row("COPY in of `text` that is as long as the ciphertext", TEXT, pairs=3),
+    "count_wide": Row("`count(*) … WHERE v = constant` of `text` that is as long as the ciphertext", TEXT),
     "tpcb_wide": Row("like TPC-B, on `text` that is as long as the ciphertext", TEXT),
     "join_few": Row("hash join with a tenth, in memory", TEXT, pairs=3),
     "join_4mb": Row("hash join with a tenth, work_mem 4 MB", TEXT, pairs=3),
