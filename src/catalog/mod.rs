@@ -8,6 +8,8 @@ pub(crate) mod backups;
 pub(crate) mod invalidation;
 pub(crate) mod key_info;
 pub(crate) mod log;
+#[cfg(not(feature = "pg14"))]
+mod pages;
 mod replicated;
 mod scan;
 mod sql;
@@ -22,7 +24,7 @@ use pgrx::pg_sys;
 use crate::errors::Error;
 use crate::mask::Mask;
 use crate::types::encoding::utf8_string;
-use scan::{Row, Rows, scan, scan_unwatched};
+use scan::{Row, Rows, Table, Type, scan, scan_unwatched};
 
 /// The schema of the extension's tables.
 pub(crate) const SCHEMA: &std::ffi::CStr = c"encryption";
@@ -189,7 +191,7 @@ pub(crate) fn is_there() -> bool {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
     let mut key = None;
-    scan(c"key", Rows::Of(id, c"key_pkey"), |row| {
+    scan(&KEY_TABLE, Rows::Of(id, c"key_pkey"), |row| {
         let name = row.text(KEY_NAME)?;
         let name = KeyName::parse(&name)
             .map_err(|why| damaged(format!("key name {name:?} is invalid because {why}")))?;
@@ -214,7 +216,7 @@ pub(crate) fn read_key(id: KeyId) -> Result<Option<Key>, Error> {
 /// If the table can't be read.
 pub(crate) fn read_key_ids() -> Result<Vec<KeyId>, Error> {
     let mut ids = Vec::new();
-    scan(c"key", Rows::All, |row| {
+    scan(&KEY_TABLE, Rows::All, |row| {
         let name = row.text(KEY_NAME)?;
         let name = KeyName::parse(&name)
             .map_err(|why| damaged(format!("key name {name:?} is invalid because {why}")))?;
@@ -224,11 +226,28 @@ pub(crate) fn read_key_ids() -> Result<Vec<KeyId>, Error> {
     Ok(ids)
 }
 
-// Attribute numbers of the tables in sql/, counted from 1.
+// The columns of the tables in sql/ up to the last that is read, and their numbers, counted from 1.
+const KEY_TABLE: Table = Table {
+    name: c"key",
+    columns: &[Type::Int4, Type::Variable, Type::Oid, Type::Timestamp, Type::Variable],
+};
 const KEY_NAME: usize = 2;
 const KEY_OWNER: usize = 3;
 const KEY_MASK: usize = 5;
 
+const KEY_VERSION_TABLE: Table = Table {
+    name: c"key_version",
+    columns: &[
+        Type::Int4,
+        Type::Int4,
+        Type::Variable,
+        Type::Variable,
+        Type::Variable,
+        Type::Variable,
+        Type::Variable,
+        Type::Uuid,
+    ],
+};
 const VERSION_NUMBER: usize = 2;
 const VERSION_STATE: usize = 3;
 const VERSION_PROVIDER: usize = 4;
@@ -237,9 +256,23 @@ const VERSION_WRAPPED: usize = 6;
 const VERSION_CHECK_VALUE: usize = 7;
 const VERSION_KEYSPACE: usize = 8;
 
+const KEY_GRANT_TABLE: Table =
+    Table { name: c"key_grant", columns: &[Type::Int4, Type::Oid, Type::Variable] };
 const GRANT_GRANTEE: usize = 2;
 const GRANT_PRIVILEGE: usize = 3;
 
+const KEYSPACE_TABLE: Table = Table {
+    name: c"keyspace",
+    columns: &[
+        Type::Bool,
+        Type::Uuid,
+        Type::Timestamp,
+        Type::Int4,
+        Type::Int8,
+        Type::Int4,
+        Type::Variable,
+    ],
+};
 const KEYSPACE_ID: usize = 2;
 const KEYSPACE_DIGEST_VERSION: usize = 4;
 const KEYSPACE_SYSTEM_IDENTIFIER: usize = 5;
@@ -254,7 +287,7 @@ const MIGRATION_SOURCE: usize = 7;
 
 fn read_versions(id: KeyId) -> Result<Vec<Version>, Error> {
     let mut versions = Vec::new();
-    scan(c"key_version", Rows::Of(id, c"key_version_pkey"), |row| {
+    scan(&KEY_VERSION_TABLE, Rows::Of(id, c"key_version_pkey"), |row| {
         versions.push(read_version(row)?);
         Ok(())
     })?;
@@ -284,7 +317,7 @@ fn read_version(row: &Row) -> Result<Version, Error> {
 
 fn read_grants(id: KeyId) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
-    scan(c"key_grant", Rows::Of(id, c"key_grant_pkey"), |row| {
+    scan(&KEY_GRANT_TABLE, Rows::Of(id, c"key_grant_pkey"), |row| {
         let privilege = row.text(GRANT_PRIVILEGE)?;
         grants.push(Grant {
             grantee: row.oid(GRANT_GRANTEE)?,
@@ -303,7 +336,7 @@ fn read_grants(id: KeyId) -> Result<Vec<Grant>, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
     let mut keyspace = None;
-    scan(c"keyspace", Rows::All, |row| {
+    scan(&KEYSPACE_TABLE, Rows::All, |row| {
         keyspace = Some(Keyspace(row.uuid(KEYSPACE_ID)?));
         Ok(())
     })?;
@@ -318,7 +351,7 @@ pub(crate) fn read_keyspace() -> Result<Keyspace, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_server() -> Result<Option<Server>, Error> {
     let mut server = None;
-    scan(c"keyspace", Rows::All, |row| {
+    scan(&KEYSPACE_TABLE, Rows::All, |row| {
         let Some(system_identifier) = row.optional_int8(KEYSPACE_SYSTEM_IDENTIFIER)? else {
             return Ok(());
         };
@@ -341,7 +374,7 @@ pub(crate) fn read_server() -> Result<Option<Server>, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn read_digest_version() -> Result<Option<KeyVersion>, Error> {
     let mut version = None;
-    scan(c"keyspace", Rows::All, |row| {
+    scan(&KEYSPACE_TABLE, Rows::All, |row| {
         let number = row.nullable_int4(KEYSPACE_DIGEST_VERSION)?;
         version = number.and_then(|number| u32::try_from(number).ok()).and_then(KeyVersion::new);
         Ok(())
@@ -394,7 +427,7 @@ pub(crate) fn key_table() -> Result<pg_sys::Oid, Error> {
 /// If the catalog is missing or damaged.
 pub(crate) fn uses_provider(provider: &str) -> Result<bool, Error> {
     let mut uses = false;
-    scan(c"key_version", Rows::All, |row| {
+    scan(&KEY_VERSION_TABLE, Rows::All, |row| {
         uses |= row.text(VERSION_PROVIDER)? == provider
             && State::parse(&row.text(VERSION_STATE)?)? != State::Destroyed;
         Ok(())

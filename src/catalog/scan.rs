@@ -21,9 +21,31 @@ pub(super) enum Rows {
     Of(KeyId, &'static CStr),
 }
 
+/// A table whose changes send an invalidation.
+pub(super) struct Table {
+    pub(super) name: &'static CStr,
+    /// Its columns, up to the last that is read here.
+    #[cfg_attr(feature = "pg14", expect(dead_code, reason = "tables are opened there"))]
+    pub(super) columns: &'static [Type],
+}
+
+/// The type of a column, as far as it says how its values are stored.
+#[derive(Clone, Copy)]
+pub(super) enum Type {
+    Bool,
+    Int4,
+    Int8,
+    Oid,
+    Timestamp,
+    Uuid,
+    /// Of variable length: `text`, `bytea`.
+    Variable,
+}
+
 /// Up to how many pages a table is read as a whole. It takes less time than opening an index does that the
-/// session has not used yet: for a new connection's first value, half of all that there is to do.
-const FEW_PAGES: u32 = 8;
+/// session has not used yet, and the table itself: for a new connection's first value, that would be most of
+/// all that there is to do.
+pub(super) const FEW_PAGES: u32 = 8;
 
 /// Calls `each` with rows of `table`, in no order. What is kept of them is good until [`invalidation::catalog_generation`] grows.
 ///
@@ -31,13 +53,19 @@ const FEW_PAGES: u32 = 8;
 ///
 /// If the table is missing, or what `each` returns.
 pub(super) fn scan(
-    table: &CStr,
+    table: &Table,
     rows: Rows,
     each: impl FnMut(&Row) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let table = table_oid(table)?;
-    invalidation::watch(table);
-    scan_table(table, rows, each)
+    let oid = table_oid(table.name)?;
+    invalidation::watch(oid);
+    #[cfg(not(feature = "pg14"))]
+    let mut each = each;
+    #[cfg(not(feature = "pg14"))]
+    if super::pages::read(table, oid, rows, &mut each)? {
+        return Ok(());
+    }
+    scan_table(oid, rows, each)
 }
 
 /// The same of a table whose changes send no invalidation.
@@ -119,11 +147,40 @@ pub(super) fn table_oid(table: &CStr) -> Result<pg_sys::Oid, Error> {
 
 /// The object id of a relation in the extension's schema; `InvalidOid` if there is none.
 fn relation_oid(name: &CStr) -> pg_sys::Oid {
+    class_row(name).map_or(pg_sys::InvalidOid, |row| row.oid)
+}
+
+/// The row of `pg_class` of a relation in the extension's schema.
+pub(super) fn class_row(name: &CStr) -> Option<pg_sys::FormData_pg_class> {
     // SAFETY: the names are NUL-terminated; look-ups in system caches. No relation is in a schema
-    // that doesn't exist.
+    // that doesn't exist. A row that is found has the form of its catalog, and is copied before it is released.
     unsafe {
         let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
-        pg_sys::get_relname_relid(name.as_ptr(), schema)
+        let tuple = pg_sys::SearchSysCache2(
+            pg_sys::SysCacheIdentifier::RELNAMENSP as i32,
+            pg_sys::Datum::from(name.as_ptr()),
+            schema.into(),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let row = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>().read_unaligned();
+        pg_sys::ReleaseSysCache(tuple);
+        Some(row)
+    }
+}
+
+impl Type {
+    /// `typlen`, `typbyval` and `typalign` of `pg_type`.
+    #[cfg(not(feature = "pg14"))]
+    pub(super) fn layout(self) -> (i16, bool, u8) {
+        match self {
+            Self::Bool => (1, true, pg_sys::TYPALIGN_CHAR),
+            Self::Int4 | Self::Oid => (4, true, pg_sys::TYPALIGN_INT),
+            Self::Int8 | Self::Timestamp => (8, true, pg_sys::TYPALIGN_DOUBLE),
+            Self::Uuid => (16, false, pg_sys::TYPALIGN_CHAR),
+            Self::Variable => (-1, false, pg_sys::TYPALIGN_INT),
+        }
     }
 }
 
@@ -137,7 +194,7 @@ impl Row {
     /// # Safety
     ///
     /// `tuple` is a row of the table that `description` describes, and outlives what is returned.
-    unsafe fn deform(tuple: pg_sys::HeapTuple, description: pg_sys::TupleDesc) -> Self {
+    pub(super) unsafe fn deform(tuple: pg_sys::HeapTuple, description: pg_sys::TupleDesc) -> Self {
         // SAFETY: the caller's promise; the arrays have room for every attribute.
         unsafe {
             let columns = usize::try_from((*description).natts).unwrap_or(0);

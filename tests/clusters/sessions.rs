@@ -4,8 +4,10 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::thread;
 
-use cluster_tests::replication::{catch_up, replace_by_base_backup};
+use cluster_tests::replication::{catch_up, replace_by_base_backup, wait_for};
 use cluster_tests::{
     AT_ONCE, Binary, DATABASE, MAJOR, Session, at_once, connect, expect_error, header, start,
 };
@@ -446,6 +448,144 @@ fn keys_made_and_rotated_by_many_sessions_at_once_stay_consistent() {
     let written: i64 =
         connect(&cluster).value("SELECT count(DISTINCT enc_key_version(v)) FROM t WHERE v = 'x'");
     assert_eq!(written, versions);
+}
+
+/// The tables that keys are read from.
+const TABLES: [&str; 4] = ["keyspace", "key", "key_version", "key_grant"];
+
+/// Sessions that are new, or have read keys before, of roles that may see plaintexts, masks, and nothing: what they
+/// get of a table whose two values are under two versions.
+struct Readers<'a> {
+    cluster: &'a Cluster,
+    open: Client,
+    digests: Vec<Option<String>>,
+}
+
+impl<'a> Readers<'a> {
+    const READ: &'static str = "SELECT v FROM t ORDER BY id";
+    const DIGESTS: &'static str = "SELECT enc_digest(v) FROM t ORDER BY id";
+
+    fn new(cluster: &'a Cluster) -> Self {
+        connect(cluster).run(
+            "SELECT enc_rotate_key('k'); INSERT INTO t (v) VALUES ('second');
+             CREATE ROLE reader LOGIN; CREATE ROLE support LOGIN; CREATE ROLE other LOGIN;
+             GRANT SELECT ON t TO reader, support, other;
+             SELECT enc_grant('k', 'reader', 'decrypt'), enc_grant('k', 'support', 'mask')",
+        );
+        let mut open = cluster.connect("reader", DATABASE);
+        let digests = open.texts(Self::DIGESTS);
+        Self { cluster, open, digests }
+    }
+
+    #[track_caller]
+    fn get_what_is_theirs(&mut self, mask: &str, change: &str) {
+        for session in [&mut self.open, &mut self.cluster.connect("reader", DATABASE)] {
+            let values = session.texts(Self::READ);
+            assert_eq!(values, ["first", "second"].map(|v| Some(v.to_owned())), "{change}");
+            assert_eq!(session.texts(Self::DIGESTS), self.digests, "{change}");
+        }
+        let masks = self.cluster.connect("support", DATABASE).texts(Self::READ);
+        assert_eq!(masks, [mask; 2].map(|v| Some(v.to_owned())), "{change}");
+        let _ = self.cluster.connect("other", DATABASE).fails(Self::READ, "KE020");
+    }
+}
+
+#[test]
+fn keys_are_read_however_their_tables_are_stored() {
+    let Some(cluster) = cluster("keys_are_read_however_their_tables_are_stored") else { return };
+    let mut admin = connect(&cluster);
+    let mut readers = Readers::new(&cluster);
+    readers.get_what_is_theirs("****", "");
+
+    let folder = cluster.directory().join("elsewhere");
+    fs::create_dir(&folder).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        let owner = fs::metadata(cluster.data_directory()).unwrap();
+        chown(&folder, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+    admin.run(&format!("CREATE TABLESPACE elsewhere LOCATION '{}'", folder.display()));
+    for change in [
+        "VACUUM FULL encryption.{}",
+        "ALTER TABLE encryption.{} SET TABLESPACE elsewhere",
+        "ALTER TABLE encryption.{} ADD COLUMN added text DEFAULT 'added'",
+        "ALTER TABLE encryption.{} SET UNLOGGED",
+        "ALTER TABLE encryption.{} SET LOGGED",
+    ] {
+        for table in TABLES {
+            // Proofs, which are logged, refer to versions.
+            if table != "key_version" || !change.ends_with("LOGGED") {
+                admin.run(&change.replace("{}", table));
+            }
+        }
+        readers.get_what_is_theirs("****", change);
+    }
+
+    // A mask that is stored outside of its row, which the labels make long enough for that.
+    let mask = admin.text("SELECT string_agg(md5(n::text), '') FROM generate_series(1, 8) n");
+    let stored =
+        "ALTER TABLE encryption.key ALTER mask SET STORAGE EXTERNAL, ALTER labels SET STORAGE MAIN,
+                      SET (toast_tuple_target = 128)";
+    admin.run(&format!(
+        "{stored};
+         UPDATE encryption.key
+            SET labels = (SELECT array_agg(left(md5(n::text) || md5((-n)::text), 63)) FROM generate_series(1, 32) n)
+          WHERE name = 'k';
+         SELECT enc_set_mask('k', '{mask}')"
+    ));
+    let is_outside = "SELECT pg_relation_size(reltoastrelid) > 0 FROM pg_class
+                       WHERE oid = 'encryption.key'::regclass";
+    assert!(admin.value::<bool>(is_outside));
+    readers.get_what_is_theirs(&mask, stored);
+
+    // What was said before stays in the pages, which are soon more than are read as a whole.
+    let pages = "SELECT min(pg_relation_size(oid)) / 8192 FROM pg_class
+                  WHERE oid IN ('encryption.key'::regclass, 'encryption.key_version'::regclass,
+                                'encryption.key_grant'::regclass)";
+    for n in 0..4 {
+        admin.run(
+            "BEGIN;
+             SELECT enc_revoke('k', 'reader'), enc_revoke('k', 'support'), enc_grant('k', 'other', 'decrypt');
+             SELECT enc_set_mask('k', 'former'), enc_disable_key_version('k', 1);
+             DO $$BEGIN
+                 FOR n IN 1..300 LOOP
+                     UPDATE encryption.key SET purpose = 'former';
+                     UPDATE encryption.key_version SET activated_at = now();
+                     UPDATE encryption.key_grant SET granted_at = now();
+                 END LOOP;
+             END$$",
+        );
+        readers.get_what_is_theirs(&mask, "what isn't committed");
+        admin.run(&format!(
+            "SELECT enc_enable_key_version('k', 1), enc_set_mask('k', '{mask}');
+             SELECT enc_revoke('k', 'other'), enc_grant('k', 'reader', 'decrypt'), enc_grant('k', 'support', 'mask');
+             COMMIT"
+        ));
+        readers.get_what_is_theirs(&mask, "what is no more");
+        let pages: i64 = admin.value(pages);
+        assert!(pages > if n == 3 { 8 } else { 0 }, "{pages} pages");
+    }
+}
+
+#[test]
+fn keys_are_read_when_a_rewrite_of_their_tables_is_over() {
+    let test = "keys_are_read_when_a_rewrite_of_their_tables_is_over";
+    let Some(cluster) = cluster(test) else { return };
+    let mut readers = Readers::new(&cluster);
+    let (mut admin, mut observer) = (connect(&cluster), connect(&cluster));
+    for table in TABLES {
+        // Its rows are in another file then, and the one in which they were is empty.
+        admin.run(&format!("BEGIN; CLUSTER encryption.{table} USING {table}_pkey"));
+        let waits = format!(
+            "SELECT count(*) > 0 FROM pg_locks
+              WHERE NOT granted AND relation = 'encryption.{table}'::regclass"
+        );
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| readers.get_what_is_theirs("****", table));
+            wait_for(&mut observer, &waits);
+            admin.run("COMMIT");
+            reader.join().unwrap();
+        });
+    }
 }
 
 #[test]
