@@ -2148,7 +2148,10 @@ DECLARE
     place          text;
     -- The batch.
     preferred      bigint;
+    batch_table    oid;         -- that batch_blocks is about
     batch_blocks   bigint;
+    wanted_blocks  double precision;
+    blocks_left    bigint;
     last_block     bigint;
     began          timestamptz;
     seconds        double precision;
@@ -2237,7 +2240,7 @@ BEGIN
             pause := 0;
             CONTINUE;
         END IF;
-        IF encryption.replica_lag() > pg_size_bytes(max_replica_lag) THEN
+        IF max_replica_lag IS NOT NULL AND encryption.replica_lag() > pg_size_bytes(max_replica_lag) THEN
             pause := 0.2;
             CONTINUE;
         END IF;
@@ -2284,10 +2287,13 @@ BEGIN
                 -- A domain is looked into as arrays and composites are.
                 SELECT atttypid NOT IN ('@extschema@.encrypted_text'::regtype, '@extschema@.encrypted_bytea'::regtype)
                   INTO STRICT is_nested FROM pg_attribute WHERE attrelid = table_name AND attnum = number;
-                -- A first batch is small, as nobody knows yet how long it takes.
+            END IF;
+            -- A table's first batch is small, as nobody knows yet how long it takes.
+            IF work.table_id IS DISTINCT FROM batch_table THEN
                 SELECT greatest(1, batch_size / 4 / greatest(1,
                            coalesce(nullif(reltuples, -1) / nullif(relpages, 0), 60)))::bigint
                   INTO batch_blocks FROM pg_class WHERE oid = work.table_id;
+                batch_table := work.table_id;
             END IF;
             outdated := format(CASE WHEN is_nested THEN 'encryption.holds_outdated(%I)'
                                     ELSE 'encryption.is_outdated(%I)' END, present_name);
@@ -2302,7 +2308,9 @@ BEGIN
                 END IF;
                 EXECUTE encryption.count_outdated_query(tables, outdated) INTO held_back;
             ELSE
-                last_block := least(work.next_block + batch_blocks, work.end_block);
+                -- Of what is left of the range parts of the same size, so that none is a small rest.
+                blocks_left := work.end_block - work.next_block;
+                last_block := work.next_block + ceil(blocks_left / ceil(blocks_left / (batch_blocks * 1.25)))::bigint;
                 -- A partition that was dropped has nothing left to be done.
                 IF NOT EXISTS (SELECT FROM pg_class WHERE oid = work.table_id) THEN
                     PERFORM encryption.advance_range(work.range_id, work.end_block, 0, 0, 0);
@@ -2452,10 +2460,13 @@ BEGIN
         -- Batches of the size that was asked for; and short ones, so that nobody who waits for a row
         -- waits for longer than deadlock_timeout (1 s).
         seconds := extract(epoch FROM clock_timestamp() - began);
-        IF changed > 2 * batch_size OR seconds > 0.4 THEN
+        IF seconds > 0.4 THEN
             batch_blocks := greatest(batch_blocks / 2, 1);
-        ELSIF changed < batch_size / 2 AND seconds < 0.2 THEN
-            batch_blocks := least(batch_blocks * 2, 4096);
+        ELSE
+            wanted_blocks := (last_block - work.next_block) * batch_size::double precision / greatest(changed, 1);
+            IF wanted_blocks < batch_blocks OR seconds < 0.2 THEN
+                batch_blocks := greatest(least(wanted_blocks, batch_blocks * 2, 4096), 1)::bigint;
+            END IF;
         END IF;
         pause := greatest(extract(epoch FROM sleep),
                           session_rows::double precision / max_rate

@@ -18,27 +18,45 @@ use crate::fmgr::{Call, sql_function};
 use crate::functions::rows::{Row, return_rows};
 use crate::varlena::text_datum;
 
-/// The job that a function's first argument names, of whose table the caller is an owner.
+/// A job of whose table the caller is an owner.
 struct Job {
     id: i64,
     state: String,
+    pass: i32,
 }
 
 impl Job {
     /// # Errors
     ///
-    /// If there is none, or the caller may not work on it.
+    /// If there is none with this id, or the caller may not work on it.
     fn of_caller(id: i64, catalog: &mut Writer<'_, '_>) -> Result<Self, Error> {
-        const JOB: &str =
-            "SELECT table_id::bigint, table_name, state FROM encryption.job WHERE job_id = $1";
-        let unknown = || Error::JobUnknown { job: id };
+        const JOB: &str = "
+            SELECT job_id, table_id::bigint, table_name, state, pass FROM encryption.job
+             WHERE job_id = $1";
+        Self::find(JOB, id, catalog)?.ok_or(Error::JobUnknown { job: id })
+    }
+
+    /// # Errors
+    ///
+    /// If there is none that has this range, or the caller may not work on it.
+    fn of_range(range: i64, catalog: &mut Writer<'_, '_>) -> Result<Self, Error> {
+        // A join would take several times as long to plan, and each batch asks.
+        const JOB: &str = "
+            SELECT job_id, table_id::bigint, table_name, state, pass FROM encryption.job
+             WHERE job_id = (SELECT job_id FROM encryption.job_range WHERE range_id = $1)";
+        Self::find(JOB, range, catalog)?.ok_or(Error::JobUnknown { job: 0 })
+    }
+
+    fn find(sql: &str, id: i64, catalog: &mut Writer<'_, '_>) -> Result<Option<Self>, Error> {
         let caller = catalog.caller();
-        let row = catalog.row(JOB, &[id.into()], |row| {
-            Ok((row.required(1)?, row.required::<String>(2)?, row.required(3)?))
+        let row = catalog.row(sql, &[id.into()], |row| {
+            let job =
+                Self { id: row.required(1)?, state: row.required(4)?, pass: row.required(5)? };
+            Ok((job, row.required(2)?, row.required::<String>(3)?))
         })?;
-        let (table_id, table, state) = row.ok_or_else(unknown)?;
+        let Some((job, table_id, table)) = row else { return Ok(None) };
         check_owner(oid_of(table_id), &table, caller)?;
-        Ok(Self { id, state })
+        Ok(Some(job))
     }
 }
 
@@ -305,7 +323,7 @@ sql_function! {
 /// datums, as those that are made while SPI is connected go with the connection.
 struct Claim {
     state: String,
-    pass: Option<i32>,
+    pass: i32,
     range: Option<ClaimedRange>,
     step: Option<Step>,
 }
@@ -334,13 +352,11 @@ fn claim(catalog: &mut Writer<'_, '_>, job: Job, preferred: Option<i64>) -> Resu
          WHERE job_id = $1 AND next_block < end_block
          ORDER BY range_id IS DISTINCT FROM $2, range_id
          LIMIT 1 FOR UPDATE SKIP LOCKED";
-    const PASS: &str = "SELECT pass FROM encryption.job WHERE job_id = $1";
     const STEP: &str = "
         SELECT coalesce(pg_catalog.bool_or(next_block < end_block), false), pg_catalog.max(step),
                pg_catalog.sum(rows_done)::bigint, pg_catalog.sum(rows_locked)::bigint
           FROM encryption.job_range WHERE job_id = $1";
 
-    let pass = catalog.value(PASS, &[job.id.into()])?;
     let range = catalog.row(CLAIM, &[job.id.into(), preferred.into()], |row| {
         Ok(ClaimedRange {
             id: row.required(1)?,
@@ -361,7 +377,7 @@ fn claim(catalog: &mut Writer<'_, '_>, job: Job, preferred: Option<i64>) -> Resu
             })
         })?,
     };
-    Ok(Claim { state: job.state, pass, range, step })
+    Ok(Claim { state: job.state, pass: job.pass, range, step })
 }
 
 impl Claim {
@@ -406,9 +422,7 @@ sql_function! {
         call.refuse_nulls()?;
         let range = call.int8(0);
         as_owner(|catalog| {
-            const JOB: &str = "SELECT job_id FROM encryption.job_range WHERE range_id = $1";
-            let job = catalog.value(JOB, &[range.into()])?.ok_or(Error::JobUnknown { job: 0 })?;
-            Job::of_caller(job, catalog)?;
+            Job::of_range(range, catalog)?;
             let amounts = (1..5).map(|n| call.int8(n).into());
             let arguments: Vec<_> = std::iter::once(range.into()).chain(amounts).collect();
             catalog.run(ADVANCE, &arguments)

@@ -46,13 +46,16 @@ impl Varlena {
         Self(unsafe { pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr()) })
     }
 
-    /// The first `len` bytes of the value that `datum` points to, or all if it has fewer. Of a
+    /// The value that `datum` points to, or no more than its first `len` bytes if it is toasted: of a
     /// value that is stored out of line only the chunks that hold them are fetched.
     ///
     /// # Safety
     ///
     /// As for [`Varlena::detoast`].
     pub(crate) unsafe fn detoast_prefix(datum: pg_sys::Datum, len: usize) -> Self {
+        if !Self::is_toasted(datum) {
+            return Self(datum.cast_mut_ptr());
+        }
         let len = i32::try_from(len).unwrap_or(i32::MAX);
         // SAFETY: the caller's promise.
         Self(unsafe { pg_sys::pg_detoast_datum_slice(datum.cast_mut_ptr(), 0, len) })

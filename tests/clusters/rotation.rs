@@ -238,6 +238,30 @@ fn sessions_share_a_job() {
 }
 
 #[test]
+fn batches_are_as_large_as_was_asked_for() {
+    let Some(builder) = builder("batches_are_as_large_as_was_asked_for") else { return };
+    let cluster = builder.start();
+    create_extension(&cluster, DATABASE);
+    let mut session = connect(&cluster);
+    // Four rows a block, and so a thousand in each of the eight ranges.
+    session.run(
+        "SELECT enc_create_key('k');
+         CREATE TABLE t (id integer, v encrypted_text('k'), filler text DEFAULT repeat('x', 1800));
+         INSERT INTO t SELECT i, 'value ' || i FROM generate_series(1, 8000) i;
+         ANALYZE t;
+         SELECT enc_rotate_key('k')",
+    );
+    session.run("CALL enc_rotate_column('t', 'v', batch_size => 1000)");
+    assert_eq!(outdated(&mut session), 0);
+    let batches = "FROM (SELECT count(*) AS rows FROM t GROUP BY xmin::text) batches";
+    let largest = session.value::<i64>(&format!("SELECT max(rows) {batches}"));
+    assert!((900..=1100).contains(&largest), "{largest}");
+    // The first ones are small.
+    let number = session.value::<i64>(&format!("SELECT count(*) {batches}"));
+    assert!((8..=12).contains(&number), "{number}");
+}
+
+#[test]
 fn a_canceled_job_goes_on() {
     let Some(cluster) = start("a_canceled_job_goes_on") else { return };
     let mut session = connect(&cluster);
