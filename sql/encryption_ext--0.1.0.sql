@@ -8,7 +8,8 @@
 ----------------------------------------------------------------------------------------------------
 -- Catalog: which keys and versions exist, and who may use them. It holds no usable secret. It is
 -- changed by the functions below alone, and read by the library with system-table scans, or page by
--- page, which rely on the order and the types of the columns.
+-- page, which rely on the order and the types of the columns. (An upgrade that adds a column has to
+-- write all rows of the table.)
 ----------------------------------------------------------------------------------------------------
 
 CREATE SCHEMA encryption;

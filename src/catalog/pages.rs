@@ -11,7 +11,8 @@
 //! what the catalog says has no part in it, as it has none once it is kept.
 //!
 //! Columns are taken for what `sql/` declares. (So they are where tables are opened: a superuser who changes their
-//! types breaks the library either way.)
+//! types breaks the library either way.) A row that was written before one of them was added is an error: only who
+//! opens the table knows what such rows have in that column, so the script that adds it must write all rows anew.
 
 use std::ffi::CStr;
 
@@ -117,6 +118,9 @@ unsafe fn read_file(
                     true,
                 );
                 let read = visible(buffer, oid, snapshot).iter_mut().try_for_each(|tuple| {
+                    if usize::from(pg_sys::HeapTupleHeaderGetNatts(tuple.t_data)) < columns.len() {
+                        return Err(Error::Internal { what: "a row of the catalog lacks columns" });
+                    }
                     let row = Row::deform(tuple, description);
                     match rows {
                         Rows::Of(id, _) if row.int4(1)? != id.get() as i32 => Ok(()),

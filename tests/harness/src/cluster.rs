@@ -513,8 +513,14 @@ impl Drop for Cluster {
         if thread::panicking() {
             eprintln!("{}", self.log_tail());
         }
-        if self.postmaster.is_some() {
-            self.crash();
+        // A server that is killed leaves its shared memory behind, of which a machine has no more than some thousand
+        // pieces.
+        if let Some(mut postmaster) = self.postmaster.take() {
+            let _ = kill(Pid::from_raw(postmaster.id().cast_signed()), Signal::SIGQUIT);
+            if wait_with_deadline(&mut postmaster).is_none() {
+                self.postmaster = Some(postmaster);
+                self.crash();
+            }
         }
     }
 }
