@@ -49,10 +49,10 @@ def measure(bench):
         cluster.psql("DROP TABLE copied_sealed, copied_plain, copied_wide")
 
         for row, sql, before, plan in QUERIES:
-            sealed, plain, wide = (
-                statement(cluster, sql.format(table=table, rows=bench.rows), *before, plan=plan) if table else None
-                for table in ("sealed", "plain", "wide" if f"{row}_wide" in ROWS else None))
-            bench.measure(row, sealed, plain, wide=wide)
+            sides = {
+                table: statement(cluster, sql.format(table=table, rows=bench.rows), *before, plan=plan)
+                for table in (("sealed", "plain", "wide") if f"{row}_wide" in ROWS else ("sealed", "plain"))}
+            bench.measure(row, sides["sealed"], sides["plain"], wide=sides.get("wide"))
 
         measure_index(bench, cluster, "hash", sealed="USING hash (v)", plain="USING hash (v)")
         measure_index(bench, cluster, "digest", sealed="(enc_digest(v))", plain="(v)")

@@ -319,6 +319,16 @@ pub(crate) fn find(key_id: KeyId) -> Result<Option<Rc<Key>>, Error> {
     })
 }
 
+/// The number of the active version of the key with this id, if it has one.
+///
+/// # Errors
+///
+/// If there is no such key, or the catalog can't be read.
+pub(crate) fn active_version(key_id: KeyId) -> Result<Option<KeyVersion>, Error> {
+    let key = find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
+    Ok(key.active_version().map(|version| version.number))
+}
+
 /// The key with this name as the catalog has it.
 ///
 /// # Errors

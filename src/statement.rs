@@ -70,6 +70,11 @@ impl Frames {
     }
 }
 
+fn client_statement_ends() {
+    audit::statement_ends();
+    operators::statement_ends();
+}
+
 /// Notes that the hook with this address in its frame is entered.
 fn enter(address: usize) {
     let is_outermost = FRAMES.with_borrow_mut(|frames| {
@@ -210,8 +215,7 @@ unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {
             None => pg::standard_executor_end(query),
         }
         if leave(address_of(&local)) && is_over {
-            audit::statement_ends();
-            operators::statement_ends();
+            client_statement_ends();
         }
     }
 }
@@ -269,8 +273,7 @@ unsafe extern "C-unwind" fn process_utility(
             ),
         }
         if leave(frame) && is_over {
-            audit::statement_ends();
-            operators::statement_ends();
+            client_statement_ends();
         }
     }
 }

@@ -105,38 +105,49 @@ unsafe fn read_file(
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(oid));
         let pages = pg_sys::smgrnblocks(pg_sys::smgropen(file, NO_PROCESS), MAIN);
         let is_small = pages <= FEW_PAGES;
-        let mut result = Ok(is_small);
-        if is_small {
-            let description = describe(columns);
-            for page in 0..pages {
-                let buffer = pg_sys::ReadBufferWithoutRelcache(
-                    file,
-                    MAIN,
-                    page,
-                    pg_sys::ReadBufferMode::RBM_NORMAL,
-                    std::ptr::null_mut(),
-                    true,
-                );
-                let read = visible(buffer, oid, snapshot).iter_mut().try_for_each(|tuple| {
-                    if usize::from(pg_sys::HeapTupleHeaderGetNatts(tuple.t_data)) < columns.len() {
-                        return Err(Error::Internal { what: "a row of the catalog lacks columns" });
-                    }
-                    let row = Row::deform(tuple, description);
-                    match rows {
-                        Rows::Of(id, _) if row.int4(1)? != id.get() as i32 => Ok(()),
-                        Rows::Of(..) | Rows::All => each(&row),
-                    }
-                });
-                pg_sys::ReleaseBuffer(buffer);
-                if let Err(error) = read {
-                    result = Err(error);
-                    break;
-                }
-            }
-            pg_sys::FreeTupleDesc(description);
-        }
+        let description = describe(columns);
+        // None of a large table.
+        let mut pages = 0..if is_small { pages } else { 0 };
+        let read = pages.try_for_each(|page| {
+            let buffer = pg_sys::ReadBufferWithoutRelcache(
+                file,
+                MAIN,
+                page,
+                pg_sys::ReadBufferMode::RBM_NORMAL,
+                std::ptr::null_mut(),
+                true,
+            );
+            let read = visible(buffer, oid, snapshot)
+                .iter_mut()
+                .try_for_each(|tuple| read_row(tuple, description, rows, &mut each));
+            pg_sys::ReleaseBuffer(buffer);
+            read
+        });
+        pg_sys::FreeTupleDesc(description);
         pg_sys::UnregisterSnapshot(snapshot);
-        result
+        read.map(|()| is_small)
+    }
+}
+
+/// # Safety
+///
+/// `tuple` is a row of the table, and its page is pinned; `description` describes its first columns.
+unsafe fn read_row(
+    tuple: &mut pg_sys::HeapTupleData,
+    description: pg_sys::TupleDesc,
+    rows: Rows,
+    each: &mut impl FnMut(&Row) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // SAFETY: the caller's promise.
+    let row = unsafe {
+        if i32::from(pg_sys::HeapTupleHeaderGetNatts(tuple.t_data)) < (*description).natts {
+            return Err(Error::Internal { what: "a row of the catalog lacks columns" });
+        }
+        Row::deform(tuple, description)
+    };
+    match rows {
+        Rows::Of(id, _) if row.int4(1)? != id.get() as i32 => Ok(()),
+        Rows::Of(..) | Rows::All => each(&row),
     }
 }
 
@@ -198,6 +209,19 @@ fn describe(columns: &[Type]) -> pg_sys::TupleDesc {
             pg_sys::populate_compact_attribute(description, index);
         }
         description
+    }
+}
+
+impl Type {
+    /// `typlen`, `typbyval` and `typalign` of `pg_type`.
+    fn layout(self) -> (i16, bool, u8) {
+        match self {
+            Self::Bool => (1, true, pg_sys::TYPALIGN_CHAR),
+            Self::Int4 | Self::Oid => (4, true, pg_sys::TYPALIGN_INT),
+            Self::Int8 | Self::Timestamp => (8, true, pg_sys::TYPALIGN_DOUBLE),
+            Self::Uuid => (16, false, pg_sys::TYPALIGN_CHAR),
+            Self::Variable => (-1, false, pg_sys::TYPALIGN_INT),
+        }
     }
 }
 

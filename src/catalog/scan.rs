@@ -170,20 +170,6 @@ pub(super) fn class_row(name: &CStr) -> Option<pg_sys::FormData_pg_class> {
     }
 }
 
-impl Type {
-    /// `typlen`, `typbyval` and `typalign` of `pg_type`.
-    #[cfg(not(feature = "pg14"))]
-    pub(super) fn layout(self) -> (i16, bool, u8) {
-        match self {
-            Self::Bool => (1, true, pg_sys::TYPALIGN_CHAR),
-            Self::Int4 | Self::Oid => (4, true, pg_sys::TYPALIGN_INT),
-            Self::Int8 | Self::Timestamp => (8, true, pg_sys::TYPALIGN_DOUBLE),
-            Self::Uuid => (16, false, pg_sys::TYPALIGN_CHAR),
-            Self::Variable => (-1, false, pg_sys::TYPALIGN_INT),
-        }
-    }
-}
-
 /// The column values of a row, valid until the scan's next step.
 pub(super) struct Row {
     values: Vec<pg_sys::Datum>,

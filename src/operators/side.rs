@@ -125,12 +125,13 @@ impl<T: EncryptedType> Side for Encrypted<T> {
     ) -> Result<R, Box<Error>> {
         let Some(kept) = kept else {
             // What was hashed was decrypted with `compare`.
-            let is_kept = privilege == Privilege::Compare && T::is_stored_as_base(&argument.sealed);
-            return match is_kept {
-                true => last_hashed::with(argument.stored.bytes(), body)
-                    .or_else(|body| T::with_base(&argument.sealed, Some(privilege), body)),
-                false => T::with_base(&argument.sealed, Some(privilege), body),
+            let may_be_last =
+                privilege == Privilege::Compare && T::is_stored_as_base(&argument.sealed);
+            let found = match may_be_last {
+                true => last_hashed::with(argument.stored.bytes(), body),
+                false => Err(body),
             };
+            return found.or_else(|body| T::with_base(&argument.sealed, Some(privilege), body));
         };
         let plaintext = kept.find_or_decrypt::<T>(argument.stored, privilege)?;
         let result = body(plaintext.base.bytes());

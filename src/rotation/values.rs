@@ -1,19 +1,18 @@
 //! What rotation asks of a value of any type that holds encrypted ones: is it outdated, what is it
 //! under the active versions, which versions does it need, can it be opened at all.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
-use envelope::{HEADER_LEN, Header, KeyId, KeyVersion};
+use envelope::{HEADER_LEN, Header};
 use pgrx::pg_sys;
 
 use super::nested::{Base, Shape};
-use crate::catalog::{Privilege, invalidation};
+use crate::catalog::Privilege;
 use crate::errors::Error;
 use crate::fmgr::{Call, sql_function};
+use crate::keys;
 use crate::types::{EncryptedBytea, EncryptedText, EncryptedType, parse, rotate};
 use crate::varlena::{Varlena, text_datum};
-use crate::{keys, pg};
 
 sql_function! {
     /// `encryption.is_outdated(encrypted_text) RETURNS boolean`, and the same of `encrypted_bytea`:
@@ -38,36 +37,7 @@ sql_function! {
 
 pub(super) fn is_outdated(value: pg_sys::Datum) -> Result<bool, Error> {
     let header = header(value)?;
-    Ok(active_version(header.key_id)? != Some(header.key_version))
-}
-
-/// The active version of the key that was asked for last, and what decides whether to ask again: most
-/// values in a row are of one key.
-#[derive(Clone, Copy)]
-struct Active {
-    statement: pg_sys::TimestampTz,
-    generation: u64,
-    key_id: KeyId,
-    version: Option<KeyVersion>,
-}
-
-thread_local! {
-    static ACTIVE: Cell<Option<Active>> = const { Cell::new(None) };
-}
-
-fn active_version(key_id: KeyId) -> Result<Option<KeyVersion>, Error> {
-    let statement = pg::statement_start();
-    // Taken before the catalog is read: a change that arrives while it is counts as unseen.
-    let generation = invalidation::catalog_generation();
-    if let Some(active) = ACTIVE.get()
-        && (active.statement, active.generation, active.key_id) == (statement, generation, key_id)
-    {
-        return Ok(active.version);
-    }
-    let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
-    let version = key.active_version().map(|version| version.number);
-    ACTIVE.set(Some(Active { statement, generation, key_id, version }));
-    Ok(version)
+    Ok(keys::active_version(header.key_id)? != Some(header.key_version))
 }
 
 sql_function! {

@@ -150,8 +150,7 @@ fn verified(stored: Varlena) -> Result<Varlena, Error> {
 /// plaintext stays what it is, whatever this database's encoding.
 fn under_active_version(stored: Varlena, key_id: KeyId) -> Result<Varlena, Error> {
     let sealed = parse(stored)?;
-    let key = keys::find(key_id)?.ok_or_else(|| Error::unknown_id(key_id))?;
-    let active = key.active_version().map(|version| version.number);
+    let active = keys::active_version(key_id)?;
     if sealed.key_id() == key_id && active == Some(sealed.key_version()) {
         return verified(stored);
     }
